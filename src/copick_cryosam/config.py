@@ -1,0 +1,145 @@
+"""Settings of the method, in one object, and the presets that fill it.
+
+Every number that a stage needs stands here with its unit and where it comes from. The
+settings say *how* to pick; *what* to pick (project, tomogram, seeds) is a `Job`
+(`copick_cryosam.io.project`). They are saved whole in every completion record.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from copick_cryosam.errors import InputError
+
+Polarity = Literal["auto", "dark", "light"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class EncoderSettings(_Settings):
+    """Which encoder turns the tomogram into features."""
+
+    name: str = Field("embednet", description="registered encoder: embednet, fake")
+    tile: int = Field(160, ge=32, le=1024, description="edge of the block encoded at once, voxels of the net's spacing")
+
+
+class SegmenterSettings(_Settings):
+    """Which plane segmenter is prompted, and when cross-plane self-prompting stops (eqs. 1 and 2)."""
+
+    name: str = Field("promptnet", description="registered segmenter: promptnet, fake")
+    iou_stop: float = Field(0.5, ge=0, le=1, description="tau_IoU: stop when adjacent masks agree less")
+    presence_stop: float = Field(0.5, ge=0, le=1, description="stop when the segmenter thinks the object is absent")
+    extent: float = Field(1.5, gt=0, le=4, description="cap along the axis, in object diameters")
+    fuse: Literal["vote", "union"] = Field("vote", description="2-of-3 vote of the axes, or the paper's union")
+    batch: int = Field(128, ge=1, description="plane prompts decoded in one call")
+
+
+class MatchingSettings(_Settings):
+    """How the query is matched through the tomogram (eqs. 4 to 6)."""
+
+    strategy: Literal["exhaustive", "hierarchical"] = "exhaustive"
+    ratios: tuple[int, ...] = Field((16, 8, 4), description="downsampling ratios of the hierarchy, in voxels")
+    similarity_threshold: float = Field(0.5, ge=-1, le=1, description="tau_sim, at every level")
+    max_proposals: int = Field(512, ge=1, description="K: the best proposals that are segmented")
+    nms_radius: float = Field(1.0, gt=0, le=4, description="radius of non-maximum suppression, in object radii")
+
+
+class InstanceSettings(_Settings):
+    """Which segmented instances are kept."""
+
+    size_range: tuple[float, float] = Field(
+        (0.25, 4.0), description="allowed voxel count, as multiples of the seeds' median count"
+    )
+    duplicate_radius: float = Field(1.0, gt=0, le=4, description="two picks closer than this are one, in object radii")
+    min_precision: float | None = Field(
+        None, ge=0, le=1, description="keep picks of at least this expected precision; none: the best expected F1"
+    )
+    max_picks: int | None = Field(None, ge=1, description="at most this many picks per tomogram")
+
+
+class Settings(_Settings):
+    """How to pick: one object for the whole pipeline."""
+
+    preset: str = "embedded"
+    encoder: EncoderSettings = EncoderSettings()
+    segmenter: SegmenterSettings = SegmenterSettings()
+    matching: MatchingSettings = MatchingSettings()
+    instances: InstanceSettings = InstanceSettings()
+    polarity: Polarity = "auto"
+    device: Device = "auto"
+
+
+PRESETS: dict[str, Settings] = {
+    "embedded": Settings(),
+    "fake": Settings(
+        preset="fake", encoder=EncoderSettings(name="fake"), segmenter=SegmenterSettings(name="fake")
+    ),
+}
+"""The presets by name. `embedded` needs no download; `fake` needs no weights and serves the tests."""
+
+
+def preset(name: str) -> Settings:
+    """The settings of a preset.
+
+    Raises
+    ------
+    InputError
+        There is no such preset; the message names the ones there are.
+    """
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise InputError(
+            f"preset: expected one of {', '.join(sorted(PRESETS))}, found {name!r}", hint="Choose one of these presets"
+        ) from None
+
+
+def load_settings(path: str | Path, base: Settings) -> Settings:
+    """Read a YAML file of settings over `base`; what the file leaves out stays as in `base`.
+
+    Raises
+    ------
+    InputError
+        The file is missing, no YAML mapping, or holds an unknown or impossible value; the message names the field.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"settings file {path}: {error.strerror}", hint="Give the path of a YAML file") from None
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"settings file {path}: not YAML ({line})", hint="Correct the file") from None
+    if not isinstance(values, dict):
+        raise InputError(f"settings file {path}: expected a mapping, found {type(values).__name__}", hint="See README")
+    return override(base, values)
+
+
+def override(base: Settings, values: dict[str, object]) -> Settings:
+    """`base` with nested `values` put over it, validated as a whole."""
+    merged = _merge(base.model_dump(), values)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"setting {field}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}",
+            hint="See `copick inference cryosam --help` for the settings",
+        ) from None
+
+
+def _merge(base: dict[str, object], values: dict[str, object]) -> dict[str, object]:
+    merged = dict(base)
+    for key, value in values.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,152 @@
+"""Segmented particles as lists: scored, ordered, and rid of wrong sizes and duplicates (CryoSAM section 2.3).
+
+Each function takes a list of instances and returns a new one; the instances themselves never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from copick_cryosam.config import InstanceSettings
+from copick_cryosam.errors import DataError, SeedError
+from copick_cryosam.segmenters.fusing import CrossPlaneMask
+from copick_cryosam.types import FloatArray, Instance, centroids
+
+__all__ = ["best_first", "cut", "drop_duplicates", "drop_wrong_sizes", "from_masks", "select"]
+
+
+def from_masks(
+    masks: Sequence[CrossPlaneMask], similarity: FloatArray, expected_precision: FloatArray | None = None
+) -> list[Instance]:
+    """Instances from masks and the similarity of their prompts, in the same order.
+
+    The score is similarity x confidence. A similarity below zero counts as zero there: otherwise the
+    surest mask of a dissimilar object would rank last but the poorest one first.
+
+    Parameters
+    ----------
+    masks : N masks of `cross_plane.segment`; those in which nothing was found give empty instances
+    similarity : shape (N,), -1 to 1
+    expected_precision : shape (N,), 0 to 1; None where nothing was calibrated
+    """
+    if expected_precision is None:
+        expected_precision = np.full(len(masks), np.nan)
+    return [
+        Instance(
+            mask=one.mask,
+            origin_zyx=one.origin_zyx,
+            prompt_zyx=one.prompt_zyx,
+            similarity=float(alike),
+            confidence=one.confidence,
+            score=max(float(alike), 0.0) * one.confidence,
+            expected_precision=float(precision),
+        )
+        for one, alike, precision in zip(masks, similarity, expected_precision, strict=True)
+    ]
+
+
+def best_first(instances: Sequence[Instance]) -> list[Instance]:
+    """By falling score; equal scores keep their order."""
+    return sorted(instances, key=lambda one: -one.score)
+
+
+def drop_wrong_sizes(
+    instances: Sequence[Instance], seeds: Sequence[Instance], settings: InstanceSettings
+) -> list[Instance]:
+    """Keep instances whose voxel count is within `settings.size_range` of the seeds' median; empty ones go.
+
+    Raises
+    ------
+    SeedError
+        No seed has a mask to compare with.
+    """
+    sizes = [one.size for one in seeds if one.size]
+    if not sizes:
+        raise SeedError(
+            f"seed masks: expected at least one that is not empty, found {len(seeds)} seeds without one",
+            hint="Check the seeds' positions, the object's radius and the contrast polarity",
+        )
+    typical = float(np.median(sizes))
+    low, high = (factor * typical for factor in settings.size_range)
+    return [one for one in instances if one.size and low <= one.size <= high]
+
+
+def drop_duplicates(instances: Sequence[Instance], radius_vox: float, settings: InstanceSettings) -> list[Instance]:
+    """Keep the best of instances whose centroids lie closer than `settings.duplicate_radius` object radii.
+
+    Greedy, best score first: an instance goes if a better one that is kept lies too close. The result is
+    ordered best first.
+    """
+    ordered = best_first(instances)
+    if len(ordered) < 2:
+        return ordered
+    limit = settings.duplicate_radius * radius_vox
+    points = centroids(ordered).zyx
+    # The tree's own rounding must not decide: ask it for a little more and measure exactly.
+    pairs = cKDTree(points).query_pairs(limit * (1 + 1e-6), output_type="ndarray")
+    close = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1) < limit
+    worse: dict[int, list[int]] = {}
+    for better, other in pairs[close].tolist():
+        worse.setdefault(better, []).append(other)
+    kept = np.ones(len(ordered), dtype=np.bool_)
+    for index in range(len(ordered)):
+        if kept[index]:
+            kept[worse.get(index, [])] = False
+    return [one for one, keep in zip(ordered, kept, strict=True) if keep]
+
+
+def cut(instances: Sequence[Instance], settings: InstanceSettings) -> list[Instance]:
+    """The best instances: those of enough expected precision, at most `settings.max_picks`, best first.
+
+    Without `settings.min_precision` the cut maximises the expected F1, 2 Σ_kept p / (kept + Σ_all p), p being the
+    expected precisions; where nothing was calibrated all are kept.
+
+    Raises
+    ------
+    DataError
+        A precision is asked for and an instance has no expected precision.
+    """
+    ordered = best_first(instances)
+    precision = np.array([one.expected_precision for one in ordered])
+    unknown = bool(np.isnan(precision).any())
+    if settings.min_precision is not None:
+        if unknown:
+            raise DataError(
+                f"min_precision: expected calibrated picks, found {int(np.isnan(precision).sum())} of "
+                f"{len(ordered)} without an expected precision",
+                hint="Leave --min-precision out, or limit the picks by --max-picks",
+            )
+        floor = settings.min_precision
+    else:
+        floor = 0.0 if unknown or not ordered else _best_f1_floor(precision)
+    kept = [one for one in ordered if unknown or one.expected_precision >= floor]
+    return kept[: settings.max_picks]
+
+
+def select(
+    instances: Sequence[Instance], seeds: Sequence[Instance], radius_vox: float, settings: InstanceSettings
+) -> list[Instance]:
+    """Sizes, duplicates and the cut in turn; the picks of one tomogram, best first.
+
+    Parameters
+    ----------
+    instances : segmented proposals
+    seeds : segmented seeds, of this or other tomograms of the same voxel spacing
+    radius_vox : radius of the object in voxels
+
+    Raises
+    ------
+    SeedError, DataError
+        See `drop_wrong_sizes` and `cut`.
+    """
+    return cut(drop_duplicates(drop_wrong_sizes(instances, seeds, settings), radius_vox, settings), settings)
+
+
+def _best_f1_floor(precision: FloatArray) -> float:
+    falling = np.sort(precision)[::-1]
+    hits = np.cumsum(falling)
+    expected_f1 = 2 * hits / (np.arange(1, len(falling) + 1) + hits[-1])
+    return float(falling[int(np.argmax(expected_f1))])

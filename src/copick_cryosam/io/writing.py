@@ -1,0 +1,385 @@
+"""Writing results: the only code of the package that changes a project.
+
+A run's results are scored picks, an instance segmentation and a binary one (copick keeps the two apart
+by type, so they share name, user and session). They count as finished only when a completion record
+stands beside them, which is written last. Before the first byte a `started` marker names what will be
+written; so what a killed run left can be told from what somebody else made, which is never touched
+unless overwriting was asked for. Record and marker lie in the overlay, in
+``ExperimentRuns/<run>/CryoSAM/``, a folder that copick does not list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copick_cryosam.errors import OutputError
+from copick_cryosam.io.job import Job, same_spacing
+from copick_cryosam.io.project import Project
+from copick_cryosam.io.storage import delete_file, read_json, reason, storage_errors, try_writing, write_json
+from copick_cryosam.types import AngstromPoints, Grid, Instance, centroids, paint
+
+__all__ = ["OutputState", "Writer"]
+
+FOLDER = "CryoSAM"
+RECORD_FORMAT = 1
+
+_PACKAGES = ("copick-cryosam", "copick", "copick-utils", "numpy", "scipy", "torch", "zarr")
+
+
+class OutputState(Enum):
+    """What is there of a run's results."""
+
+    ABSENT = "absent"
+    INTERRUPTED = "interrupted"
+    """A killed run left a part; it is started again."""
+    FINISHED = "finished"
+    STALE = "stale"
+    """Finished, with other parameters than those asked for now."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the run can be skipped."""
+        return self in (OutputState.FINISHED, OutputState.STALE)
+
+
+class Writer:
+    """Writes the results of one job.
+
+    At most one writer may work on a run's outputs at a time: a second one would take the first one's
+    marker for that of a killed run.
+    """
+
+    def __init__(self, project: Project, job: Job) -> None:
+        self.project = project
+        self.job = job
+
+    def check(self, runs: Sequence[str]) -> None:
+        """Refuse now what could only fail after the work; nothing is left behind.
+
+        Raises
+        ------
+        OutputError
+            The overlay cannot be written, or outputs exist that this method must not replace (see `state`).
+        NotFoundError
+            The output's object is not in the project.
+        """
+        self.project.object(self.job.output.object_name)
+        if self.job.output_segmentation is not None:
+            self.project.object(self.job.output_segmentation.name)
+        for run in runs:
+            self.state(run, {})
+        for run in runs[:1]:
+            place = self.project.run(run)
+            try:
+                try_writing(place.fs_overlay, f"{place.overlay_path}/{FOLDER}")
+            except storage_errors() as error:
+                raise OutputError(
+                    f"overlay {self.project.root.root_overlay}: expected a place that can be written, "
+                    f"found: {reason(error)}",
+                    hint="Set overlay_root in the config to a folder of yours",
+                ) from None
+
+    def state(self, run: str, parameters: Mapping[str, Any]) -> OutputState:
+        """What is there of a run's results, compared with `parameters` (JSON types).
+
+        Raises
+        ------
+        OutputError
+            Outputs of that name are part of the read-only data, or were not written by CryoSAM and
+            overwriting was not asked for.
+        """
+        stored = self._stored(run)
+        fixed = [name for name, each in stored.items() if each.read_only]
+        if fixed:
+            raise OutputError(
+                f"run {run}: expected no output yet, found {fixed[0]} in the read-only part of the project",
+                hint="Write to another session with -o object:user/session",
+            )
+        record, marker = self._read(run, "record"), self._read(run, "marker")
+        own = {*_outputs(record), *_outputs(marker)}
+        foreign = [name for name in stored if name not in own]
+        if foreign and not self.job.overwrite:
+            raise OutputError(
+                f"run {run}: expected no output yet, found {foreign[0]}, which CryoSAM did not write",
+                hint="Write to another session with -o object:user/session, or replace it with --overwrite",
+            )
+        # The record is removed before anything it stands for, so it is true even beside a marker.
+        if record is not None and self._complete(run, record):
+            same = record.get("parameters_sha256") == _digest(self._parameters(parameters))
+            return OutputState.FINISHED if same else OutputState.STALE
+        return OutputState.INTERRUPTED if record is not None or marker is not None else OutputState.ABSENT
+
+    def clean(self, run: str) -> None:
+        """Remove what a killed run left; finished results and data of others stay.
+
+        Raises
+        ------
+        OutputError
+            See `state`; or the storage fails.
+        """
+        if self.state(run, {}) is not OutputState.INTERRUPTED:
+            return
+        own = {*_outputs(self._read(run, "record")), *_outputs(self._read(run, "marker"))}
+        try:
+            self._remove(run, own)
+        except storage_errors() as error:
+            raise self._failed(run, error) from None
+
+    def write(self, run: str, instances: Sequence[Instance], grid: Grid, parameters: Mapping[str, Any]) -> str:
+        """Write one run's results, the completion record last; earlier results of the same job are replaced.
+
+        Parameters
+        ----------
+        instances : written best score first; the n-th has pick id and label n. Where masks overlap the better
+            one keeps the voxel. None at all gives empty outputs.
+        grid : the tomogram's
+        parameters : everything that decided the result; JSON types
+
+        Returns
+        -------
+        The path of the completion record in the overlay.
+
+        Raises
+        ------
+        OutputError
+            See `state`; finished results exist and overwriting was not asked for; the segmentation's voxel
+            spacing is not the tomogram's; or the storage fails. Whatever was written by then is removed, as it
+            is on any other exception, KeyboardInterrupt included.
+        """
+        state = self.state(run, parameters)
+        if state.done and not self.job.overwrite:
+            raise OutputError(
+                f"run {run}: expected no output yet, found finished results at {self.job.output}",
+                hint="Replace them with --overwrite, or write to another session",
+            )
+        masks = self.job.output_segmentation
+        asked = None if masks is None else masks.voxel_spacing
+        if asked is not None and not same_spacing(asked, grid.voxel_spacing):
+            raise OutputError(
+                f"output segmentation {masks}: expected the tomogram's voxel spacing {grid.voxel_spacing}",
+                hint="Masks are written on the tomogram's grid; leave the spacing out",
+            )
+        ordered = sorted(instances, key=lambda one: -one.score)
+        positions = grid.to_angstrom(centroids(ordered))
+        scores = np.array([one.score for one in ordered], dtype=np.float64)
+        if not (np.isfinite(positions.xyz).all() and np.isfinite(scores).all()):
+            raise OutputError(
+                f"run {run}: expected finite positions and scores, found NaN or infinity",
+                hint="Run again with --debug and report it",
+            )
+        try:
+            return self._write(run, ordered, positions, scores, grid, parameters)
+        except storage_errors() as error:
+            raise self._failed(run, error) from None
+
+    def record(self, run: str) -> dict[str, Any] | None:
+        """The completion record of a run; None where there is none or it is damaged."""
+        return self._read(run, "record")
+
+    def _write(
+        self,
+        run: str,
+        instances: Sequence[Instance],
+        positions: AngstromPoints,
+        scores: NDArray[np.float64],
+        grid: Grid,
+        parameters: Mapping[str, Any],
+    ) -> str:
+        fs = self.project.run(run).fs_overlay
+        outputs = self._output_names(grid)
+        replaced = {
+            *(set(self._stored(run)) & set(outputs)),
+            *_outputs(self._read(run, "record")),
+            *_outputs(self._read(run, "marker")),
+        }
+        complete = False
+        try:
+            write_json(fs, self._path(run, "marker"), {"outputs": sorted({*outputs, *replaced})})
+            self._remove(run, replaced, keep_marker=True)
+            digests = {outputs[0]: self._write_picks(run, positions, scores, grid)}
+            if self.job.output_segmentation is not None:
+                labels = _labels(grid.shape_zyx, instances)
+                binary = (labels > 0).astype(np.uint8)
+                for name, data in zip(outputs[1:], (labels, binary), strict=True):
+                    digests[name] = self._write_masks(run, data, grid, instance=data is labels)
+            self._write_record(run, outputs, digests, len(instances), grid, parameters)
+            complete = True
+        finally:
+            if not complete:
+                self._remove(run, outputs)
+        delete_file(fs, self._path(run, "marker"))
+        return self._path(run, "record")
+
+    def _write_picks(self, run: str, positions: AngstromPoints, scores: NDArray[np.float64], grid: Grid) -> str:
+        place, to = self.project.run(run), self.job.output
+        picks = place.new_picks(to.object_name, to.session_id, to.user_id)
+        # copick fills these in only when it loads picks; storing without them would erase the run's name.
+        picks.meta.run_name = run
+        picks.meta.voxel_spacing = grid.voxel_spacing
+        picks.meta.trust_orientation = False
+        picks.from_numpy(positions.xyz, instance_ids=np.arange(1, len(positions) + 1), scores=scores)
+        return hashlib.sha256(place.fs_overlay.cat_file(picks.path)).hexdigest()
+
+    def _write_masks(self, run: str, data: NDArray[Any], grid: Grid, *, instance: bool) -> str:
+        to = self.job.output_segmentation
+        assert to is not None
+        masks = self.project.run(run).new_segmentation(
+            float(grid.voxel_spacing), to.name, to.session_id, user_id=to.user_id, is_instance=instance
+        )
+        try:
+            masks.from_numpy(data, dtype=data.dtype)
+        except KeyError as error:
+            # zarr's file store reports a failed write as a missing key.
+            raise OSError(reason(error.__cause__ or error)) from None
+        return hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()
+
+    def _write_record(
+        self,
+        run: str,
+        outputs: Sequence[str],
+        digests: Mapping[str, str],
+        picks: int,
+        grid: Grid,
+        parameters: Mapping[str, Any],
+    ) -> None:
+        everything = self._parameters(parameters)
+        content = {
+            "format": RECORD_FORMAT,
+            "run": run,
+            "outputs": list(outputs),
+            "sha256": dict(digests),
+            "counts": {"picks": picks},
+            "grid": {"shape_zyx": list(grid.shape_zyx), "voxel_spacing": grid.voxel_spacing},
+            "parameters": everything,
+            "parameters_sha256": _digest(everything),
+            "versions": _versions(),
+        }
+        write_json(self.project.run(run).fs_overlay, self._path(run, "record"), content)
+
+    def _parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        return {"job": self.job.identity(), **parameters}
+
+    def _output_names(self, grid: Grid) -> list[str]:
+        names = [f"picks {self.job.output}"]
+        to = self.job.output_segmentation
+        if to is not None:
+            spacing = f"{grid.voxel_spacing:.3f}"
+            names += [f"{kind} {to.name}:{to.user_id}/{to.session_id}@{spacing}" for kind in ("instance", "binary")]
+        return names
+
+    def _listing(self, run: str) -> dict[str, Any]:
+        """All picks and segmentations of a run by the names used here; the read-only one where both parts have it."""
+        place = self.project.run(run)
+        try:
+            place.refresh_picks()
+            place.refresh_segmentations()
+        except storage_errors() as error:
+            raise self._failed(run, error) from None
+        found: dict[str, Any] = {}
+        for each in place.picks:
+            found.setdefault(f"picks {each.pickable_object_name}:{each.user_id}/{each.session_id}", each)
+        for each in place.segmentations:
+            where = f"{each.name}:{each.user_id}/{each.session_id}@{each.voxel_size:.3f}"
+            found.setdefault(f"{each.segmentation_type} {where}", each)
+        return found
+
+    def _stored(self, run: str) -> dict[str, Any]:
+        """What lies where this job writes; segmentations at any spacing that may be meant."""
+        to, masks = self.job.output, self.job.output_segmentation
+        here = {}
+        for name, each in self._listing(run).items():
+            kind = name.split(" ", 1)[0]
+            if kind == "picks":
+                if (each.pickable_object_name, each.user_id, each.session_id) == (
+                    to.object_name,
+                    to.user_id,
+                    to.session_id,
+                ):
+                    here[name] = each
+            elif masks is not None and kind in ("instance", "binary"):
+                spacing = masks.voxel_spacing or self.job.tomogram.voxel_spacing
+                if (each.name, each.user_id, each.session_id) == (masks.name, masks.user_id, masks.session_id) and (
+                    spacing is None or same_spacing(each.voxel_size, spacing)
+                ):
+                    here[name] = each
+        return here
+
+    def _complete(self, run: str, record: Mapping[str, Any]) -> bool:
+        """Whether everything that the record names is still there; users delete picks in viewers."""
+        return bool(_outputs(record)) and set(_outputs(record)) <= set(self._listing(run))
+
+    def _remove(self, run: str, names: set[str] | Sequence[str], *, keep_marker: bool = False) -> None:
+        """Delete outputs in the overlay, the record first, so that nothing partial is ever taken for complete."""
+        fs = self.project.run(run).fs_overlay
+        delete_file(fs, self._path(run, "record"))
+        for name, each in self._listing(run).items():
+            if name in names and not each.read_only:
+                each.delete()
+        if not keep_marker:
+            delete_file(fs, self._path(run, "marker"))
+
+    def _path(self, run: str, which: str) -> str:
+        to = self.job.output
+        ending = {"record": "json", "marker": "started"}[which]
+        folder = f"{self.project.run(run).overlay_path}/{FOLDER}"
+        return f"{folder}/{to.user_id}_{to.session_id}_{to.object_name}.{ending}"
+
+    def _read(self, run: str, which: str) -> dict[str, Any] | None:
+        fs, path = self.project.run(run).fs_overlay, self._path(run, which)
+        try:
+            content = read_json(fs, path)
+            if content is None and which == "marker" and fs.exists(path):
+                # Killed while the marker itself was written: nothing had been written yet.
+                return {"outputs": []}
+        except storage_errors() as error:
+            raise self._failed(run, error) from None
+        if which == "record" and content is not None and content.get("format") != RECORD_FORMAT:
+            return None
+        return content
+
+    def _failed(self, run: str, error: BaseException) -> OutputError:
+        return OutputError(
+            f"run {run}: expected storage that works, found: {reason(error)}",
+            hint="Free space or check the connection, then run again; finished runs are skipped",
+        )
+
+
+def _labels(shape_zyx: tuple[int, int, int], instances: Sequence[Instance]) -> NDArray[Any]:
+    """Label volume, uint16 while the labels fit and uint32 beyond; earlier instances keep shared voxels."""
+    limit = int(np.iinfo(np.uint16).max)
+    if len(instances) <= limit:
+        return paint(shape_zyx, instances)
+    labels = np.zeros(shape_zyx, dtype=np.uint32)
+    for start in range(0, len(instances), limit):
+        part = paint(shape_zyx, instances[start : start + limit])
+        free = (labels == 0) & (part > 0)
+        labels[free] = part[free].astype(np.uint32) + np.uint32(start)
+    return labels
+
+
+def _outputs(content: Mapping[str, Any] | None) -> list[str]:
+    names = [] if content is None else content.get("outputs", [])
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _digest(parameters: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parameters, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

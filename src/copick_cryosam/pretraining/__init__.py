@@ -1,0 +1,1 @@
+"""How the embedded nets are made: simulated tomograms, and a training command for each net."""

@@ -1,0 +1,157 @@
+"""An endless supply of training samples: a worker simulates into a folder, trainings draw from it.
+
+    python -m copick_cryosam.pretraining.pool --folder FOLDER --count 800 --seed 0 [--templates FOLDER]
+
+A sample is a pair of tomograms with the same kinds of particles in other places, taken under the same
+conditions, as two tomograms of one data set are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copick_cryosam.pretraining.imaging import random_imaging
+from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape, read_shape
+from copick_cryosam.pretraining.simulate import MARGIN, Scene, build, crop_truth, tomogram_of
+
+HELD_OUT_MAPS = ("4v94", "3cf3", "1qvr", "2uv8", "3h84")
+"""Maps that no training sees: a chaperonin, p97, ClpB, fatty acid synthase and a small complex."""
+
+HELD_OUT_FAMILIES = ("capped",)
+"""Families of our own that no training sees."""
+
+SAMPLE_SHAPE = (48, 128, 128)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sample:
+    """Two tomograms of one data set, with their truth.
+
+    Attributes
+    ----------
+    volumes : float32, shape (2, Z, Y, X), standardised, particles bright
+    labels : uint16, as `volumes`; particle i of tomogram t has label i + 1
+    clutter : bool, as `volumes`
+    kinds, centres, radii : one array per tomogram, rows are particles
+    """
+
+    volumes: NDArray[np.float32]
+    labels: NDArray[np.uint16]
+    clutter: NDArray[np.bool_]
+    kinds: tuple[NDArray[np.int64], ...]
+    centres: tuple[NDArray[np.float64], ...]
+    radii: tuple[NDArray[np.float64], ...]
+
+
+def training_maps(folder: Path | None) -> list[Shape]:
+    """The maps of a folder that are not held out; none where there is no folder."""
+    if folder is None:
+        return []
+    return [read_shape(path) for path in sorted(folder.glob("*.mrc")) if path.stem not in HELD_OUT_MAPS]
+
+
+def draw_sample(rng: np.random.Generator, maps: Sequence[Shape]) -> Sample:
+    """Simulate one sample: 3 to 6 kinds, clutter, one set of imaging conditions."""
+    kinds = int(rng.integers(3, 7))
+    families = sorted(set(FAMILIES) - set(HELD_OUT_FAMILIES))
+    shapes = []
+    for k in range(kinds):
+        if maps and rng.random() < 0.4:
+            shapes.append(maps[int(rng.integers(len(maps)))])
+        else:
+            shapes.append(random_shape(rng, family=str(rng.choice(families)), name=f"shape-{k}"))
+    imaging = random_imaging(rng)
+    crowding = rng.uniform(0.25, 1.0)
+    volume = float(np.prod(SAMPLE_SHAPE))
+    counts = tuple(
+        max(3, min(24, round(crowding * 0.35 * volume / kinds / (4.2 * s.radius**3)))) for s in shapes
+    )
+    volumes, labels, clutters = [], [], []
+    truth: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
+    for _ in range(2):
+        scene = Scene(
+            shape_zyx=SAMPLE_SHAPE,
+            counts=counts,
+            membranes=int(rng.integers(0, 3)),
+            filaments=int(rng.choice([0, 0, 1, 2])),
+            beads=int(rng.choice([0, 0, 0, 1, 3])),
+            gap=int(rng.integers(0, 3)),
+        )
+        specimen = build(scene, shapes, rng)
+        volumes.append(tomogram_of(specimen, imaging, rng))
+        inner, clutter, _ = crop_truth(specimen)
+        labels.append(inner)
+        clutters.append(clutter)
+        truth.append((specimen.kinds, specimen.centres_zyx - np.array([0, 0, MARGIN]), specimen.radii))
+    return Sample(
+        volumes=np.stack(volumes),
+        labels=np.stack(labels),
+        clutter=np.stack(clutters),
+        kinds=tuple(t[0] for t in truth),
+        centres=tuple(t[1] for t in truth),
+        radii=tuple(t[2] for t in truth),
+    )
+
+
+def save_sample(sample: Sample, path: Path) -> None:
+    """Write a sample whole or not at all."""
+    partial = path.with_name(path.name + ".partial.npz")
+    arrays: dict[str, NDArray[np.generic]] = {
+        "volumes": sample.volumes.astype(np.float16),
+        "labels": sample.labels,
+        "clutter": sample.clutter,
+    }
+    for t in range(2):
+        arrays |= {f"kinds{t}": sample.kinds[t], f"centres{t}": sample.centres[t], f"radii{t}": sample.radii[t]}
+    np.savez(partial, allow_pickle=False, **arrays)
+    os.replace(partial, path)
+
+
+def load_sample(path: Path) -> Sample:
+    """Read what `save_sample` wrote."""
+    with np.load(path) as file:
+        return Sample(
+            volumes=file["volumes"].astype(np.float32),
+            labels=file["labels"],
+            clutter=file["clutter"],
+            kinds=(file["kinds0"], file["kinds1"]),
+            centres=(file["centres0"], file["centres1"]),
+            radii=(file["radii0"], file["radii1"]),
+        )
+
+
+def sample_paths(folder: Path) -> list[Path]:
+    """Samples that are there now, in order."""
+    return sorted(p for p in folder.glob("sample-*.npz") if not p.name.endswith(".partial.npz"))
+
+
+def main() -> None:
+    """Fill a folder with samples; those that exist are kept, so that an interrupted run goes on."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=800)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--templates", type=Path, default=None)
+    parser.add_argument("--start", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    maps = training_maps(arguments.templates)
+    began = time.perf_counter()
+    for index in range(arguments.start, arguments.start + arguments.count):
+        path = arguments.folder / f"sample-{index:05d}.npz"
+        if not path.exists():
+            # a generator of its own for each sample: any one of them can be made again alone
+            save_sample(draw_sample(np.random.default_rng([arguments.seed, index]), maps), path)
+            print(f"sample {index}  {time.perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

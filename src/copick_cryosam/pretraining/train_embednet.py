@@ -1,0 +1,244 @@
+"""Train EmbedNet on simulated pairs of tomograms.
+
+    python -m copick_cryosam.pretraining.train_embednet --pool FOLDER --out FOLDER --steps 4000
+
+The query of CryoSAM is the mean feature over a particle's mask (eq. 4), so that is what is trained: the
+mean over one particle must be closer to the cells of every other particle of its kind, in both
+tomograms, than to cells of other kinds, membranes and background (supervised contrastive loss). Two
+heads learn the foreground and the centres of particles of any kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from copick_cryosam.contrast import standardise
+from copick_cryosam.encoders.embednet import STRIDE, EmbedNet
+from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths
+
+TEMPERATURE = 0.1
+CELLS_PER_PARTICLE = 12
+BACKGROUND_CELLS = 768
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Batch:
+    """A pair of crops at the stride of the net.
+
+    volumes (2, 1, Z, Y, X); labels (2, Z/2, Y/2, X/2), 0 is none; foreground and centre targets as labels;
+    kind of each label per tomogram (index 0 unused); clutter as labels.
+    """
+
+    volumes: Tensor
+    labels: Tensor
+    foreground: Tensor
+    centre: Tensor
+    clutter: Tensor
+    kinds: tuple[Tensor, Tensor]
+
+
+def prepare(sample: Sample, rng: np.random.Generator, crop: tuple[int, int, int]) -> Batch:
+    """Crop, flip and turn a sample, both tomograms alike, and bring its truth to the net's stride."""
+    flips = [axis for axis in range(3) if rng.random() < 0.5]
+    swap = rng.random() < 0.5
+    gain = float(np.exp(rng.normal() * 0.1))
+    volumes, labels, fronts, centres, clutters, kinds = [], [], [], [], [], []
+    for t in range(2):
+        shape = sample.volumes.shape[1:]
+        start = [int(rng.integers(0, (n - c) // 2 + 1)) * 2 for n, c in zip(shape, crop, strict=True)]
+        box = tuple(slice(s, s + c) for s, c in zip(start, crop, strict=True))
+        heat = centre_heat(sample.centres[t] - np.array(start), sample.radii[t], crop)
+        maps = [standardise(sample.volumes[t])[box] * gain, sample.labels[t][box], heat, sample.clutter[t][box]]
+        for k, array in enumerate(maps):
+            array = np.flip(array, flips)
+            maps[k] = np.ascontiguousarray(array.swapaxes(1, 2) if swap else array)
+        volume, label, heat, clutter = maps
+        front = F.avg_pool3d(torch.from_numpy((label > 0).astype(np.float32))[None, None], STRIDE)[0, 0]
+        coarse = torch.from_numpy(label[::2, ::2, ::2].astype(np.int64))
+        coarse[front < 0.5] = 0
+        volumes.append(torch.from_numpy(volume)[None])
+        labels.append(coarse)
+        fronts.append(front)
+        centres.append(F.avg_pool3d(torch.from_numpy(heat)[None, None], STRIDE)[0, 0])
+        clutters.append(torch.from_numpy(clutter[::2, ::2, ::2].copy()))
+        kinds.append(torch.from_numpy(np.concatenate([[-1], sample.kinds[t]])))
+    return Batch(
+        volumes=torch.stack(volumes),
+        labels=torch.stack(labels),
+        foreground=torch.stack(fronts),
+        centre=torch.stack(centres),
+        clutter=torch.stack(clutters),
+        kinds=(kinds[0], kinds[1]),
+    )
+
+
+def centre_heat(centres: np.ndarray, radii: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:  # type: ignore[type-arg]
+    """A Gaussian of 0.35 radii at every centre, the highest where they meet; float32, `shape`."""
+    heat = np.zeros(shape, dtype=np.float32)
+    for centre, radius in zip(centres, radii, strict=True):
+        sigma = max(0.35 * float(radius), 1.5)
+        half = int(np.ceil(3 * sigma))
+        start = np.clip(np.round(centre).astype(int) - half, 0, shape)
+        stop = np.clip(np.round(centre).astype(int) + half + 1, 0, shape)
+        if (stop <= start).any():
+            continue
+        axes = [np.exp(-((np.arange(a, b) - c) ** 2) / (2 * sigma**2)) for a, b, c in zip(start, stop, centre, strict=True)]
+        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        heat[box] = np.maximum(heat[box], np.einsum("z,y,x->zyx", *axes).astype(np.float32))
+    return heat
+
+
+def contrastive_loss(embeddings: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Supervised contrastive loss of pooled queries against cells (see the module's head)."""
+    queries, query_kind, keys, key_kind, key_owner = [], [], [], [], []
+    owner = 0
+    for t in range(2):
+        flat = embeddings[t].flatten(1).T
+        labels = batch.labels[t].flatten()
+        order = torch.argsort(labels, stable=True)
+        sizes = torch.bincount(labels, minlength=1)
+        begin = int(sizes[0])
+        for label in range(1, len(sizes)):
+            size = int(sizes[label])
+            if size >= 12:
+                cells = order[begin : begin + size]
+                queries.append(flat[cells].mean(dim=0))
+                query_kind.append(int(batch.kinds[t][label]))
+                some = cells[torch.randint(size, (CELLS_PER_PARTICLE,), generator=generator)]
+                keys.append(flat[some])
+                key_kind += [int(batch.kinds[t][label])] * CELLS_PER_PARTICLE
+                key_owner += [owner] * CELLS_PER_PARTICLE
+                owner += 1
+            begin += size
+        for empty, share in ((batch.clutter[t].flatten() & (labels == 0), 3), (labels == 0, 1)):
+            places = torch.nonzero(empty)[:, 0]
+            if len(places):
+                count = BACKGROUND_CELLS // (share + 1)
+                some = places[torch.randint(len(places), (count,), generator=generator)]
+                keys.append(flat[some])
+                key_kind += [-1] * count
+                key_owner += [-1] * count
+    if not queries:
+        return embeddings.sum() * 0
+    query = F.normalize(torch.stack(queries), dim=1)
+    scores = query @ torch.cat(keys).T / TEMPERATURE
+    kind_q, kind_k = torch.tensor(query_kind)[:, None], torch.tensor(key_kind)[None]
+    own = torch.tensor(key_owner)[None] == torch.arange(len(queries))[:, None]
+    positive = (kind_q == kind_k) & ~own
+    # a particle's own cells are neither: pulling a query to itself teaches nothing about its kind
+    scores = scores.masked_fill(own, -torch.inf)
+    log_share = F.log_softmax(scores, dim=1).masked_fill(own, 0.0)
+    counts = positive.sum(dim=1)
+    usable = counts > 0
+    if not usable.any():
+        return embeddings.sum() * 0
+    return (-(log_share * positive).sum(dim=1)[usable] / counts[usable]).mean()
+
+
+def map_loss(maps: Tensor, batch: Batch) -> Tensor:
+    """Foreground: balanced cross-entropy; centre: cross-entropy that weighs the peaks up."""
+    front, centre = maps[:, 0], maps[:, 1]
+    weight = 1 + 2 * batch.foreground
+    a = F.binary_cross_entropy_with_logits(front, batch.foreground, weight=weight)
+    b = F.binary_cross_entropy_with_logits(centre, batch.centre, weight=1 + 8 * batch.centre)
+    return a + b
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 100 steps, then a cosine to 2% of the peak."""
+    if step < 100:
+        return peak * (step + 1) / 100
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - 100) / max(1, steps - 100)))))
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """The loop; a checkpoint every 200 steps, from which an interrupted training goes on."""
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    net = EmbedNet().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    average = copy.deepcopy(net)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=arguments.rate, weight_decay=1e-4)
+    checkpoint = arguments.out / "checkpoint.pt"
+    step = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        net.load_state_dict(state["net"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step = int(state["step"])
+    curve = (arguments.out / "curve.csv").open("a", newline="")
+    writer = csv.writer(curve)
+    began, sums = time.perf_counter(), np.zeros(2)
+    while step < arguments.steps:
+        rng = np.random.default_rng([arguments.seed, step])
+        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
+        paths = sample_paths(arguments.pool)
+        batch = prepare(load_sample(paths[int(rng.integers(len(paths)))]), rng, tuple(arguments.crop))
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, arguments.steps, arguments.rate)
+        # in the second half the batch statistics stand still, as they do when the net is used
+        net.train(step < arguments.steps // 2)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
+            embeddings, maps = net(batch.volumes.contiguous(memory_format=torch.channels_last_3d))
+        contrast = contrastive_loss(embeddings.float(), batch, generator)
+        heads = map_loss(maps.float(), batch)
+        loss = contrast + arguments.heads_weight * heads
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimiser.step()
+        step += 1
+        _follow(average, net, min(0.998, 1 - 1 / (step / 4 + 1)))
+        sums += (float(contrast.detach()), float(heads.detach()))
+        if step % 50 == 0:
+            writer.writerow([step, *(sums / 50), time.perf_counter() - began])
+            curve.flush()
+            print(f"step {step}  contrastive {sums[0] / 50:.3f}  maps {sums[1] / 50:.3f}  "
+                  f"{time.perf_counter() - began:.0f} s  {len(paths)} samples", flush=True)
+            sums[:] = 0
+        if step % 200 == 0 or step == arguments.steps:
+            state = {"net": net.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+            torch.save(state, checkpoint.with_suffix(".partial"))
+            checkpoint.with_suffix(".partial").replace(checkpoint)
+    curve.close()
+
+
+@torch.no_grad()
+def _follow(average: torch.nn.Module, net: torch.nn.Module, decay: float) -> None:
+    """Exponential average of weights and batch statistics."""
+    for slow, fast in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        if slow.dtype.is_floating_point:
+            slow.lerp_(fast, 1 - decay)
+        else:
+            slow.copy_(fast)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--heads-weight", type=float, default=2.0)
+    parser.add_argument("--crop", type=int, nargs=3, default=(48, 96, 96))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
