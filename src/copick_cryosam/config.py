@@ -27,7 +27,9 @@ class EncoderSettings(_Settings):
     """Which encoder turns the tomogram into features."""
 
     name: str = Field("embednet", description="registered encoder: embednet, fake")
-    tile: int = Field(160, ge=32, le=1024, description="edge of the block encoded at once, voxels of the net's spacing")
+    tile: int = Field(
+        256, ge=32, le=1024, multiple_of=16, description="edge of the block encoded at once, voxels of the net's spacing"
+    )
 
 
 class SegmenterSettings(_Settings):
@@ -36,7 +38,7 @@ class SegmenterSettings(_Settings):
     name: str = Field("promptnet", description="registered segmenter: promptnet, fake")
     iou_stop: float = Field(0.5, ge=0, le=1, description="tau_IoU: stop when adjacent masks agree less")
     presence_stop: float = Field(0.5, ge=0, le=1, description="stop when the segmenter thinks the object is absent")
-    extent: float = Field(1.5, gt=0, le=4, description="cap along the axis, in object diameters")
+    extent: float = Field(1.5, gt=0, le=2, description="cap along the axis, in object diameters")
     fuse: Literal["vote", "union"] = Field("vote", description="2-of-3 vote of the axes, or the paper's union")
     batch: int = Field(128, ge=1, description="plane prompts decoded in one call")
 
@@ -48,6 +50,7 @@ class MatchingSettings(_Settings):
     ratios: tuple[int, ...] = Field((16, 8, 4), description="downsampling ratios of the hierarchy, in voxels")
     similarity_threshold: float = Field(0.5, ge=-1, le=1, description="tau_sim, at every level")
     max_proposals: int = Field(512, ge=1, description="K: the best proposals that are segmented")
+    smoothing: float = Field(0.35, gt=0, le=2, description="width of the average over the map, in object radii")
     nms_radius: float = Field(1.0, gt=0, le=4, description="radius of non-maximum suppression, in object radii")
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from copick_cryosam.types import FloatArray, Instance, VoxelPoints
 
-__all__ = ["CellGrid", "Features"]
+__all__ = ["CellGrid", "DenseFeatures", "Features"]
+
+_SLAB = 1 << 19
+"""Cells turned into float32 at once."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +31,16 @@ class CellGrid:
     shape: tuple[int, int, int]
     stride: tuple[float, float, float]
 
-    def to_voxels(self, cells: FloatArray) -> VoxelPoints:
+    def to_voxels(self, cells: FloatArray | NDArray[np.int64]) -> VoxelPoints:
         """Voxel positions of (fractional) cell indices, shape (N, 3)."""
         return VoxelPoints((np.asarray(cells, dtype=np.float64) + 0.5) * np.array(self.stride) - 0.5)
 
     def to_cells(self, points: VoxelPoints) -> FloatArray:
         """Fractional cell indices of voxel positions; the inverse of `to_voxels`."""
-        return (points.zyx + 0.5) / np.array(self.stride) - 0.5
+        return np.asarray((points.zyx + 0.5) / np.array(self.stride) - 0.5, dtype=np.float64)
 
     def coarser(self, factor: int) -> CellGrid:
-        """The grid after average pooling by `factor` (incomplete last cells are kept)."""
+        """The grid after average pooling by `factor`; incomplete last cells are kept."""
         a, b, c = (-(-n // factor) for n in self.shape)
         z, y, x = (s * factor for s in self.stride)
         return CellGrid((a, b, c), (z, y, x))
@@ -45,24 +50,112 @@ class Features(Protocol):
     """Features of one tomogram."""
 
     grid: CellGrid
-    foreground: NDArray[np.float32] | None
-    """Probability that a cell belongs to any particle, shape `grid.shape`; None where an encoder cannot tell."""
+    centre: NDArray[np.float32] | None
+    """Probability that a cell is the centre of a particle of any kind, shape `grid.shape`; None where the
+    encoder cannot tell."""
 
     def pool(self, instances: Sequence[Instance]) -> NDArray[np.float32]:
-        """Query: the mean feature over all voxels of all instances (eq. 4), shape (C,).
-
-        The mask is pushed through the adjoint of the interpolation, so no feature is upsampled.
-        """
+        """Query: the mean feature over all voxels of all instances (eq. 4), shape (C,)."""
         ...
 
     def similarity(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine similarity of every cell with `query` (eq. 6), shape `grid.shape`, -1 to 1."""
         ...
 
+    def similarity_at(self, query: NDArray[np.float32], cells: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The same at some cells only; cells are flat indices into `grid.shape`."""
+        ...
+
     def pooled(self, factor: int) -> Features:
         """The same features averaged over blocks of `factor` cells (eq. 5)."""
         ...
 
-    def tensor(self) -> Tensor:
-        """The features themselves, shape (C, *grid.shape), float16 or float32."""
-        ...
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DenseFeatures:
+    """Features held whole, (C, z, y, x) at the resolution of `grid`, any float type, on any device."""
+
+    values: Tensor
+    grid: CellGrid
+    centre: NDArray[np.float32] | None = None
+    foreground: NDArray[np.float32] | None = None
+
+    def pool(self, instances: Sequence[Instance]) -> NDArray[np.float32]:
+        """See `Features.pool`.
+
+        Interpolation is linear, so the mean of interpolated features is a weighted sum of cells: the mask
+        goes through the adjoint of the interpolation, and no feature is upsampled.
+        """
+        total = torch.zeros(self.values.shape[0], dtype=torch.float64)
+        count = 0
+        for one in instances:
+            mask = torch.from_numpy(one.mask.astype(np.float32))
+            weights = []
+            starts = []
+            for axis in range(3):
+                first, matrix = _interpolation(
+                    one.origin_zyx[axis], one.mask.shape[axis], self.grid.stride[axis], self.grid.shape[axis]
+                )
+                starts.append(first)
+                weights.append(matrix)
+            cells = torch.einsum("zyx,za,yb,xc->abc", mask, *weights)
+            box = tuple(slice(s, s + n) for s, n in zip(starts, cells.shape, strict=True))
+            part = self.values[(slice(None), *box)].float().cpu()
+            total += torch.einsum("cijk,ijk->c", part, cells).double()
+            count += one.size
+        if count == 0:
+            raise ValueError("pool: expected at least one voxel in the masks, found none")
+        return np.asarray(total / count, dtype=np.float32)
+
+    def similarity(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Features.similarity`."""
+        result = np.empty(self.grid.shape, dtype=np.float32)
+        unit = self._unit(query)
+        for part in self._slabs():
+            result[part] = _cosine(self.values[:, part], unit).cpu().numpy()
+        return result
+
+    def similarity_at(self, query: NDArray[np.float32], cells: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `Features.similarity_at`."""
+        unit = self._unit(query)
+        flat = self.values.reshape(len(self.values), -1)
+        index = torch.from_numpy(cells).to(flat.device)
+        parts = [_cosine(flat[:, some], unit).cpu().numpy() for some in index.split(_SLAB)]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+    def pooled(self, factor: int) -> DenseFeatures:
+        """See `Features.pooled`; blocks that hang over the edge average what they hold."""
+        if factor == 1:
+            return self
+        grid = self.grid.coarser(factor)
+        slabs = []
+        for start in range(0, self.grid.shape[0], factor):
+            block = self.values[None, :, start : start + factor].float()
+            slabs.append(F.avg_pool3d(block, (block.shape[2], factor, factor), ceil_mode=True)[0].to(self.values.dtype))
+        return DenseFeatures(values=torch.cat(slabs, dim=1), grid=grid)
+
+    def _unit(self, query: NDArray[np.float32]) -> Tensor:
+        return F.normalize(torch.from_numpy(query).float().to(self.values.device), dim=0)
+
+    def _slabs(self) -> Iterator[slice]:
+        depth = max(1, _SLAB // (self.grid.shape[1] * self.grid.shape[2]))
+        for start in range(0, self.grid.shape[0], depth):
+            yield slice(start, start + depth)
+
+
+def _cosine(values: Tensor, unit: Tensor) -> Tensor:
+    values = values.float()
+    return torch.einsum("c...,c->...", values, unit) / values.norm(dim=0).clamp(min=1e-6)
+
+
+def _interpolation(origin: int, length: int, stride: float, cells: int) -> tuple[int, Tensor]:
+    """Linear interpolation of `length` voxels from `origin` on: the first cell used, and weights (length, cells used)."""
+    position = ((np.arange(origin, origin + length) + 0.5) / stride - 0.5).clip(0, cells - 1)
+    low = np.minimum(np.floor(position).astype(int), max(cells - 2, 0))
+    part = position - low
+    first, last = int(low[0]), int(min(low[-1] + 1, cells - 1))
+    matrix = np.zeros((length, last - first + 1), dtype=np.float32)
+    matrix[np.arange(length), low - first] = 1 - part
+    high = np.minimum(low + 1, cells - 1)
+    matrix[np.arange(length), high - first] += part
+    return first, torch.from_numpy(matrix)

@@ -84,6 +84,12 @@ class Volume(Protocol):
     def __getitem__(self, region: Slices3, /) -> NDArray[np.float32]: ...
 
 
+class Progress(Protocol):
+    """Called as work goes on: the stage's name, steps done, steps in all."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Proposals:
     """Where particles are proposed, best first.

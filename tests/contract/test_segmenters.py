@@ -120,16 +120,15 @@ def test_voxels_beyond_the_plane_are_negative(segmenter, volume, axis):
 
 
 def test_a_window_larger_than_the_plane(segmenter):
-    volume, truth = ball_volume((15, 17, 19), (7, 8, 9), 4.0)
+    volume, truth = ball_volume((9, 13, 15), (4, 6, 7), 4.0)
     embeddings = segmenter.embed(volume, 0, 4.0)
-    decoded = segmenter.decode(
-        embeddings, torch.tensor([7]), torch.tensor([[8.0, 9.0]]), torch.tensor([[8 - 14, 9 - 14]]), 29, None
-    )
-    assert decoded.logits.shape == (1, 29, 29)
-    mask = np.zeros((29, 29), dtype=bool)
-    mask[6 : 6 + 17, 5 : 5 + 19] = truth[7]
-    assert not ((decoded.logits[0].numpy() > 0)[:6]).any()
-    assert (decoded.logits[0].numpy() > 0)[mask].mean() > 0.5
+    click, window = torch.tensor([[6.0, 7.0]]), torch.tensor([[6 - 8, 7 - 8]])
+    decoded = segmenter.decode(embeddings, torch.tensor([4]), click, window, 17, None)
+    assert decoded.logits.shape == (1, 17, 17)
+    mask = decoded.logits[0].numpy() > 0
+    within = mask[2 : 2 + 13, 1 : 1 + 15]
+    assert mask.sum() == within.sum()
+    assert within[truth[4]].mean() > 0.5
 
 
 @pytest.mark.parametrize("axis", AXES)

@@ -13,7 +13,7 @@ import torch
 from copick_cryosam.config import EncoderSettings
 from copick_cryosam.errors import InputError
 from copick_cryosam.features import Features
-from copick_cryosam.types import Volume
+from copick_cryosam.types import Progress, Volume
 
 __all__ = ["Encoder", "available_encoders", "load_encoder"]
 
@@ -25,7 +25,9 @@ class Encoder(Protocol):
     signature: str
     """Identifies weights and version; embeddings with another signature are not comparable."""
 
-    def encode(self, volume: Volume, *, voxel_spacing: float | None = None) -> Features:
+    def encode(
+        self, volume: Volume, *, voxel_spacing: float | None = None, progress: Progress | None = None
+    ) -> Features:
         """Features of a whole tomogram.
 
         Parameters

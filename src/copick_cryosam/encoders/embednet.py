@@ -6,15 +6,28 @@ the probability that the cell lies in any particle, and that it lies at a partic
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from copick_cryosam.config import EncoderSettings
+from copick_cryosam.contrast import smooth
+from copick_cryosam.features import CellGrid, DenseFeatures
+from copick_cryosam.types import Progress, Slices3, Volume
 
 SPACING = 10.0
 """Å per voxel that the net was trained at."""
+RESAMPLE_FROM = 1.15
+"""Voxel spacings within this factor of the net's are taken as they are."""
 STRIDE = 2
-HALO = 40
-"""Voxels of context on each side of a tile; beyond it the net's response falls off (see tests)."""
+HALO = 32
+"""Voxels of context on each side of a tile, a multiple of 16."""
 
 
 def _conv(inside: int, outside: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -80,3 +93,112 @@ class EmbedNet(nn.Module):
 
 def _grow(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
+
+
+class EmbedNetEncoder:
+    """EmbedNet behind the `Encoder` protocol: the tomogram in tiles, each with a halo."""
+
+    name = "embednet"
+
+    def __init__(self, net: EmbedNet, signature: str, settings: EncoderSettings, device: torch.device) -> None:
+        self.signature = signature
+        self._tile = settings.tile
+        self._device = device
+        self._net = net.to(device).eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def encode(
+        self, volume: Volume, *, voxel_spacing: float | None = None, progress: Progress | None = None
+    ) -> DenseFeatures:
+        """See `Encoder.encode`. A tomogram of another voxel spacing is resampled to the net's 10 Å."""
+        whole = np.asarray(volume[:, :, :], dtype=np.float32)
+        scale = 1.0 if voxel_spacing is None else SPACING / voxel_spacing
+        if abs(np.log(scale)) > np.log(RESAMPLE_FROM):
+            whole = resample(whole, scale)
+        stride = tuple(STRIDE * n / m for n, m in zip(volume.shape, whole.shape, strict=True))
+        cells = tuple(-(-n // STRIDE) for n in whole.shape)
+        values = torch.empty((self._net.dim, *cells), dtype=torch.float16)
+        maps = torch.empty((2, *cells), dtype=torch.float32)
+        tiles = list(tiles_of(whole.shape, self._tile))
+        for done, tile in enumerate(tiles):
+            embedding, logits = self._encode_tile(whole, tile)
+            values[(slice(None), *tile.cells)] = embedding
+            maps[(slice(None), *tile.cells)] = logits
+            if progress is not None:
+                progress("encode", done + 1, len(tiles))
+        maps.sigmoid_()
+        return DenseFeatures(
+            values=values.to(self._device),
+            grid=CellGrid((cells[0], cells[1], cells[2]), (stride[0], stride[1], stride[2])),
+            foreground=maps[0].numpy(),
+            centre=maps[1].numpy(),
+        )
+
+    @torch.inference_mode()
+    def _encode_tile(self, whole: NDArray[np.float32], tile: Tile) -> tuple[Tensor, Tensor]:
+        block = np.zeros(tile.padded, dtype=np.float32)
+        block[tile.into] = whole[tile.read]
+        x = torch.from_numpy(block)[None, None].to(self._device).contiguous(memory_format=torch.channels_last_3d)
+        embedding, logits = self._net(x.clamp(-5, 5))
+        own = (0, slice(None), *tile.owned)
+        return embedding[own].half().cpu(), logits[own].float().cpu()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A block that the net sees at once. The owned cells of all tiles cover the volume exactly once.
+
+    Attributes
+    ----------
+    read : voxels of the tomogram that are read
+    into : where they go in the block; the rest of it is 0, the mean
+    padded : shape of the block, divisible by 16
+    owned : cells of the block whose result is kept
+    cells : where they go in the features
+    """
+
+    read: Slices3
+    into: Slices3
+    padded: tuple[int, int, int]
+    owned: Slices3
+    cells: Slices3
+
+
+def tiles_of(shape: tuple[int, ...], tile: int, halo: int = HALO) -> Iterator[Tile]:
+    """Cut a volume into tiles of `tile` voxels and `halo` voxels of context, both multiples of 16."""
+    for corner in itertools.product(*(range(0, n, tile) for n in shape)):
+        read, into, padded, owned, cells = [], [], [], [], []
+        for start, size in zip(corner, shape, strict=True):
+            stop = min(start + tile, size)
+            low, high = max(start - halo, 0), min(stop + halo, size)
+            read.append(slice(low, high))
+            into.append(slice(0, high - low))
+            padded.append(-(-(high - low) // 16) * 16)
+            # start and low are even: voxel 2 i is the first of cell i
+            first, count = (start - low) // STRIDE, -(-stop // STRIDE) - start // STRIDE
+            owned.append(slice(first, first + count))
+            cells.append(slice(start // STRIDE, start // STRIDE + count))
+        yield Tile(
+            read=(read[0], read[1], read[2]),
+            into=(into[0], into[1], into[2]),
+            padded=(padded[0], padded[1], padded[2]),
+            owned=(owned[0], owned[1], owned[2]),
+            cells=(cells[0], cells[1], cells[2]),
+        )
+
+
+def resample(volume: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    """The volume with voxels `scale` times as large; averages where it shrinks, so that noise does not alias."""
+    shape = tuple(max(16, round(n / scale)) for n in volume.shape)
+    x = torch.from_numpy(volume)[None, None]
+    if scale > 1:
+        x = torch.from_numpy(smooth(volume, 0.35 * scale))[None, None]
+    return np.ascontiguousarray(F.interpolate(x, size=shape, mode="trilinear", align_corners=False)[0, 0].numpy())
+
+
+def load(settings: EncoderSettings, device: torch.device) -> EmbedNetEncoder:
+    """The shipped EmbedNet (see the model card beside its weights)."""
+    from copick_cryosam.weights import load_weights
+
+    net = EmbedNet()
+    signature = load_weights("embednet", net)
+    return EmbedNetEncoder(net, signature, settings, device)

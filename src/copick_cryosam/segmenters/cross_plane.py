@@ -37,12 +37,12 @@ _GROUP_BYTES = 512 * 1024**2
 _WINDOW_RADII = 2.0
 
 
-def half_window(radius_vox: float, settings: SegmenterSettings) -> int:
-    """Half the edge of a proposal's cube in voxels; the cube's edge is twice that plus one.
+def half_window(radius_vox: float) -> int:
+    """Half the edge of a proposal's cube in voxels, two object radii; the edge is twice that plus one.
 
-    Two object radii, or more where `settings.extent` reaches farther.
+    Segmenters that resample the window to a fixed number of pixels rely on this ratio.
     """
-    return math.ceil(max(_WINDOW_RADII, settings.extent) * radius_vox)
+    return math.ceil(_WINDOW_RADII * radius_vox)
 
 
 def segment(
@@ -57,12 +57,13 @@ def segment(
 
     A walk along one direction ends at the first plane whose mask is empty, overlaps the plane before by an
     IoU below `settings.iou_stop`, or has a presence below `settings.presence_stop`; that plane is not used.
-    It also ends at the volume's edge and `settings.extent` object radii from the prompt, so that an object
-    is at most `settings.extent` diameters long. The presence rule holds for the prompted plane too.
+    It also ends at the volume's edge and `settings.extent` object radii from the prompt, so that an object is
+    at most `settings.extent` diameters long; two diameters, the cube's edge, are the most there can be. The
+    presence rule holds for the prompted plane too.
 
     Parameters
     ----------
-    volume : float32, shape (Z, Y, X)
+    volume : float32, shape (Z, Y, X), on the segmenter's device
         Standardised (mean 0, standard deviation 1), particles brighter than their surroundings.
     points : voxels z, y, x, need not be whole numbers
     radius_vox : radius of the object in voxels
@@ -82,7 +83,7 @@ def segment(
     _check(volume, points, radius_vox)
     if len(points) == 0:
         return []
-    half = half_window(radius_vox, settings)
+    half = half_window(radius_vox)
     reach = min(half, max(1, math.floor(settings.extent * radius_vox + 0.5)))
     anchors = np.floor(points.zyx + 0.5).astype(np.int64)
     count = _Count(6 * len(points), progress)

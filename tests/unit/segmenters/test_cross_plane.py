@@ -215,9 +215,9 @@ def test_an_absent_object_on_the_prompted_plane_gives_an_empty_mask():
     assert one.decodes == 3
 
 
-@pytest.mark.parametrize(("extent", "expected"), [(0.5, 5), (1.5, 13), (2.5, 21), (0.01, 3)])
+@pytest.mark.parametrize(("extent", "expected"), [(0.5, 5), (1.5, 13), (2.0, 17), (4.0, 17), (0.01, 3)])
 def test_the_extent_caps_the_length_along_the_axis(extent, expected):
-    """radius 4: extent x diameter, plus the prompted plane; never less than one plane each way."""
+    """radius 4: extent x diameter, plus the prompted plane; at least one plane each way, at most the cube."""
     shape = (41, 41, 41)
     pillar = np.zeros(shape, dtype=bool)
     pillar[:, 18:23, 18:23] = True
@@ -233,9 +233,8 @@ def test_the_extent_caps_the_length_along_the_axis(extent, expected):
     assert one.origin_zyx == (20 - expected // 2, 18, 18)
 
 
-def test_the_cube_is_two_radii_or_the_extent():
-    assert half_window(5.5, settings(extent=1.5)) == 11
-    assert half_window(5.5, settings(extent=3.0)) == 17
+def test_the_cube_is_two_radii_each_way():
+    assert [half_window(r) for r in (0.4, 4.0, 5.5)] == [1, 8, 11]
 
 
 @pytest.mark.parametrize("corner", [(0, 0, 0), (10, 0, 24), (0, 17, 24), (10, 17, 0), (5, 0, 12), (-0.4, 17.4, 24.2)])
@@ -429,9 +428,8 @@ def test_touching_balls_stay_within_their_cubes():
     chain = np.zeros(shape, dtype=bool)
     for x in range(4, 80, 8):
         chain |= ellipsoid(shape, (12, 12, x), (4.5, 4.5, 4.5))
-    options = settings()
-    (one,) = segment(empty(shape), points((12, 12, 36)), 4.0, oracle(chain), options)
-    half = half_window(4.0, options)
+    (one,) = segment(empty(shape), points((12, 12, 36)), 4.0, oracle(chain), settings())
+    half = half_window(4.0)
     assert one.origin_zyx[2] >= 36 - half
     assert one.origin_zyx[2] + one.mask.shape[2] <= 36 + half + 1
     # Along x the walk ends after extent x radius; the y and z axes see the rest of the cube.

@@ -1,0 +1,23 @@
+"""Which device computes; never another one than was asked for."""
+
+from __future__ import annotations
+
+import torch
+
+from copick_cryosam.config import Device
+from copick_cryosam.errors import DeviceError
+
+
+def resolve_device(name: Device) -> torch.device:
+    """`auto` is the GPU where there is one and the CPU elsewhere; the others are taken at their word.
+
+    Raises
+    ------
+    DeviceError
+        CUDA was asked for and is not available.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        reason = "this torch was built without CUDA" if torch.version.cuda is None else "no GPU is visible"
+        raise DeviceError(f"device: expected cuda, found none ({reason})", hint="Use --device cpu, or install a CUDA build of torch")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")

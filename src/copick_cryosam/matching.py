@@ -1,0 +1,170 @@
+"""Matching the query through the tomogram: similarity, non-maximum suppression, proposals (eqs. 4 to 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from copick_cryosam.config import MatchingSettings
+from copick_cryosam.features import CellGrid, Features
+from copick_cryosam.types import Proposals, VoxelPoints
+
+FloatVolume = NDArray[np.float32]
+_CANDIDATES = 20_000
+"""Peaks looked at before suppression, so that a noisy map cannot take all memory."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Query:
+    """What is looked for, pooled over all seeds of all tomograms (eq. 4).
+
+    Attributes
+    ----------
+    positive : float32, shape (C,)
+    negatives : float32, shape (K, C): what must not be found; K may be 0
+    """
+
+    positive: NDArray[np.float32]
+    negatives: NDArray[np.float32]
+
+
+def merge_queries(pooled: Sequence[tuple[NDArray[np.float32], int]], negatives: Sequence[NDArray[np.float32]]) -> Query:
+    """One query from the pooled features of several tomograms, weighted by their numbers of voxels."""
+    if not pooled:
+        raise ValueError("query: expected at least one tomogram with seeds, found none")
+    weights = np.array([count for _, count in pooled], dtype=np.float64)
+    positive = np.average(np.stack([vector for vector, _ in pooled]), axis=0, weights=weights)
+    found = np.stack(negatives) if negatives else np.zeros((0, positive.size))
+    return Query(positive=positive.astype(np.float32), negatives=found.astype(np.float32))
+
+
+def similarity_map(features: Features, query: Query) -> FloatVolume:
+    """Cosine similarity of every cell with the query; where a negative is nearer, the difference to it."""
+    similarity = features.similarity(query.positive)
+    for negative in query.negatives:
+        # a cell that resembles a negative as much as the object ends at 0
+        similarity -= np.maximum(features.similarity(negative), 0)
+    return similarity
+
+
+def hierarchical_map(features: Features, query: Query, settings: MatchingSettings) -> tuple[FloatVolume, CellGrid]:
+    """Similarity found coarse to fine: only what passes tau_sim at one ratio is looked at in the next.
+
+    Returns the map at the finest ratio, -1 where it was not looked at or fell below the threshold, and its
+    grid. The threshold holds at every level, the last one too.
+    """
+    stride = min(features.grid.stride)
+    keep: NDArray[np.bool_] | None = None
+    grid = features.grid
+    similarity = np.full(grid.shape, -1, dtype=np.float32)
+    for ratio in settings.ratios:
+        level = features.pooled(max(1, round(ratio / stride)))
+        if keep is None:
+            keep = np.ones(level.grid.shape, dtype=bool)
+        else:
+            keep = _spread(keep, grid, level.grid)
+        grid = level.grid
+        cells = np.flatnonzero(keep)
+        values = level.similarity_at(query.positive, cells)
+        for negative in query.negatives:
+            values -= np.maximum(level.similarity_at(negative, cells), 0)
+        similarity = np.full(grid.shape, -1, dtype=np.float32)
+        passed = values >= settings.similarity_threshold
+        similarity.flat[cells[passed]] = values[passed]
+        keep = similarity >= settings.similarity_threshold
+    return similarity, grid
+
+
+def _spread(keep: NDArray[np.bool_], coarse: CellGrid, fine: CellGrid) -> NDArray[np.bool_]:
+    """The kept cells of a coarse grid as a mask on a finer one: each fine cell asks the cell it lies in."""
+    index = [
+        np.minimum(((np.arange(n) + 0.5) * f / c).astype(int), m - 1)
+        for n, f, c, m in zip(fine.shape, fine.stride, coarse.stride, coarse.shape, strict=True)
+    ]
+    return keep[np.ix_(*index)]
+
+
+def propose(
+    features: Features,
+    query: Query,
+    radius_vox: float,
+    settings: MatchingSettings,
+    roi: NDArray[np.bool_] | None = None,
+) -> Proposals:
+    """Points that resemble the query, best first, none nearer than the suppression radius to a better one.
+
+    Parameters
+    ----------
+    radius_vox : radius of the object in voxels
+    roi : bool, shape of the tomogram; only points inside are proposed. None: everywhere.
+
+    Notes
+    -----
+    A particle is as wide as its radius, so the map is averaged over half of it before maxima are taken: one
+    particle gives one maximum, at its middle. Where the encoder knows centres of particles, a proposal's
+    score is its similarity times how much of a centre it is; otherwise the similarity alone.
+    """
+    if settings.strategy == "hierarchical":
+        raw, grid = hierarchical_map(features, query, settings)
+        centre = None
+    else:
+        raw, grid = similarity_map(features, query), features.grid
+        centre = features.centre
+    sigma = [settings.smoothing * radius_vox / s for s in grid.stride]
+    similarity = ndimage.gaussian_filter(raw, sigma, mode="nearest")
+    ranking = similarity if centre is None else np.maximum(similarity, 0) * centre_weight(centre, sigma)
+    peaks = local_maxima(ranking, [max(1.0, 0.5 * radius_vox / s) for s in grid.stride])
+    if settings.strategy == "hierarchical":
+        # smoothing must not lift a maximum out of what the threshold rejected
+        peaks = peaks[raw[tuple(peaks.T)] >= settings.similarity_threshold]
+    at = tuple(peaks.T)
+    order = np.argsort(-ranking[at], kind="stable")[:_CANDIDATES]
+    points = grid.to_voxels(peaks[order])
+    found = Proposals(
+        points=points, similarity=similarity[at][order].astype(np.float64), score=ranking[at][order].astype(np.float64)
+    )
+    if roi is not None:
+        found = found[_inside(found.points, roi)]
+    return suppress(found, settings.nms_radius * radius_vox)
+
+
+def centre_weight(centre: FloatVolume, sigma: Sequence[float]) -> FloatVolume:
+    """Centre probability, blurred a little so that it and the similarity need not peak in the same cell."""
+    blurred = ndimage.gaussian_filter(centre, [0.5 * s for s in sigma], mode="nearest")
+    return np.asarray(np.sqrt(np.clip(blurred, 0, 1)), dtype=np.float32)
+
+
+def local_maxima(values: FloatVolume, reach: Sequence[float]) -> NDArray[np.int64]:
+    """Cells that are the highest within `reach` cells on each axis, shape (N, 3).
+
+    Plateaus, as a constant map has them, hold no maximum.
+    """
+    size = [2 * int(np.ceil(r)) + 1 for r in reach]
+    highest = ndimage.maximum_filter(values, size=size, mode="nearest")
+    lowest = ndimage.minimum_filter(values, size=3, mode="nearest")
+    return np.argwhere((values == highest) & (values > lowest))
+
+
+def suppress(proposals: Proposals, radius_vox: float) -> Proposals:
+    """Non-maximum suppression: best first, drop what lies closer than `radius_vox` to one that stays."""
+    if len(proposals) == 0:
+        return proposals
+    order = np.argsort(-proposals.score, kind="stable")
+    points = proposals.points.zyx[order]
+    near = cKDTree(points).query_ball_point(points, radius_vox)
+    alive = np.ones(len(points), dtype=bool)
+    for index, neighbours in enumerate(near):
+        if alive[index]:
+            later = [n for n in neighbours if n > index and np.linalg.norm(points[n] - points[index]) < radius_vox]
+            alive[later] = False
+    return proposals[order[alive]]
+
+
+def _inside(points: VoxelPoints, roi: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    nearest = np.clip(np.floor(points.zyx + 0.5).astype(int), 0, np.array(roi.shape) - 1)
+    return roi[tuple(nearest.T)]

@@ -1,0 +1,280 @@
+"""CryoSAM on arrays: encode, query, match, segment. No copick is needed here.
+
+    model = CryoSAM.from_preset("embedded")
+    particles = model.pick(volume, seeds_zyx=[[40, 210, 96]], radius_vox=9)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from copick_cryosam import instances as selection
+from copick_cryosam.calibration import calibrate
+from copick_cryosam.config import Device, Settings, override, preset
+from copick_cryosam.contrast import brighten, check, decide_polarity, standardise
+from copick_cryosam.devices import resolve_device
+from copick_cryosam.encoders import Encoder, load_encoder
+from copick_cryosam.errors import InputError, SeedError
+from copick_cryosam.features import Features
+from copick_cryosam.matching import Query, merge_queries, propose
+from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
+from copick_cryosam.segmenters.cross_plane import segment
+from copick_cryosam.segmenters.fusing import CrossPlaneMask
+from copick_cryosam.types import Grid, Instance, Progress, Proposals, VoxelPoints
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tomogram:
+    """One tomogram as the models see it.
+
+    Attributes
+    ----------
+    volume : float32, shape (Z, Y, X), standardised, particles bright
+    polarity : how particles looked before, dark or light
+    features : of the encoder
+    voxel_spacing : Å, None where unknown
+    """
+
+    volume: NDArray[np.float32]
+    polarity: str
+    features: Features
+    voxel_spacing: float | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Seeded:
+    """The seeds of one tomogram, segmented and pooled.
+
+    Attributes
+    ----------
+    instances : one for each seed
+    pooled : mean feature over their masks
+    """
+
+    instances: list[Instance]
+    pooled: NDArray[np.float32]
+
+    @property
+    def voxels(self) -> int:
+        """Voxels in all masks: the weight of these seeds in eq. 4."""
+        return sum(one.size for one in self.instances)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Found:
+    """What a search of one tomogram gave.
+
+    Attributes
+    ----------
+    instances : the picks, best first
+    proposals : every point that was proposed, best first, with its score
+    expected_precision : of each proposal, shape (N,)
+    threshold : the score under which proposals were left out
+    decodes : plane prompts decoded
+    seconds : wall-clock time by stage
+    """
+
+    instances: list[Instance]
+    proposals: Proposals
+    expected_precision: NDArray[np.float64]
+    threshold: float
+    decodes: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class CryoSAM:
+    """The method with its models loaded; one object serves any number of tomograms."""
+
+    def __init__(self, encoder: Encoder, segmenter: PlaneSegmenter, settings: Settings, device: torch.device) -> None:
+        self.encoder = encoder
+        self.segmenter = segmenter
+        self.settings = settings
+        self.device = device
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> CryoSAM:
+        """Load the models that the settings name.
+
+        Raises
+        ------
+        DeviceError, InputError, NotFoundError
+            No such device, model or weights.
+        """
+        device = resolve_device(settings.device)
+        return cls(
+            load_encoder(settings.encoder, device), load_segmenter(settings.segmenter, device), settings, device
+        )
+
+    @classmethod
+    def from_preset(cls, name: str = "embedded", *, device: Device = "auto") -> CryoSAM:
+        """Load the models of a preset (see `copick_cryosam.config.PRESETS`)."""
+        return cls.from_settings(override(preset(name), {"device": device}))
+
+    def pick(
+        self,
+        volume: NDArray[np.float32],
+        seeds_zyx: ArrayLike,
+        radius_vox: float,
+        *,
+        voxel_spacing: float | None = None,
+        progress: Progress | None = None,
+    ) -> list[Instance]:
+        """Every particle like the seeds, in one tomogram.
+
+        Parameters
+        ----------
+        volume : shape (Z, Y, X), any float unit, either polarity
+        seeds_zyx : voxels, shape (N, 3), N >= 1
+        radius_vox : radius of the object in voxels
+        voxel_spacing : Å; tells the encoder to resample to the spacing it was trained at. None: as it is.
+
+        Returns
+        -------
+        Instances with cropped masks, best first; the seeds are found again among them.
+
+        Raises
+        ------
+        DataError, SeedError, InputError
+            The volume cannot be used, the seeds lie outside or show nothing, or the radius is impossible.
+        """
+        seeds = VoxelPoints(np.asarray(seeds_zyx, dtype=np.float64))
+        tomogram = self.open(volume, seeds, radius_vox, voxel_spacing=voxel_spacing, progress=progress)
+        seeded = self.seed(tomogram, seeds, radius_vox)
+        return self.search(tomogram, self.query([seeded]), [seeded], radius_vox, progress=progress).instances
+
+    def segment(self, volume: NDArray[np.float32], points_zyx: ArrayLike, radius_vox: float) -> list[Instance]:
+        """Masks of the particles at given points only, one for each point and in their order.
+
+        Parameters are those of `pick`. The similarity of these instances is 1, as nothing is matched.
+        """
+        points = VoxelPoints(np.asarray(points_zyx, dtype=np.float64))
+        prepared, _ = self._prepare(volume, points, radius_vox)
+        masks = self._segment(prepared, points, radius_vox, None)
+        return selection.from_masks(masks, np.ones(len(masks)))
+
+    def open(
+        self,
+        volume: NDArray[np.float32],
+        seeds: VoxelPoints | None,
+        radius_vox: float,
+        *,
+        polarity: str | None = None,
+        voxel_spacing: float | None = None,
+        progress: Progress | None = None,
+    ) -> Tomogram:
+        """Standardise and encode a tomogram.
+
+        Parameters
+        ----------
+        seeds : the seeds in it, from which polarity is decided; None where `polarity` is known
+        polarity : dark or light, as decided in a tomogram that has seeds
+        """
+        prepared, found = self._prepare(volume, seeds, radius_vox, polarity)
+        features = self.encoder.encode(prepared, voxel_spacing=voxel_spacing, progress=progress)
+        return Tomogram(volume=prepared, polarity=found, features=features, voxel_spacing=voxel_spacing)
+
+    def seed(self, tomogram: Tomogram, seeds: VoxelPoints, radius_vox: float) -> Seeded:
+        """Segment the seeds of a tomogram and pool their features (eqs. 1 to 4).
+
+        Raises
+        ------
+        SeedError
+            No seed gave a mask.
+        """
+        masks = self._segment(tomogram.volume, seeds, radius_vox, None)
+        found = selection.from_masks(masks, np.ones(len(masks)))
+        solid = [one for one in found if one.size]
+        if not solid:
+            raise SeedError(
+                f"seeds: expected at least one that can be segmented, found {len(found)} without a mask",
+                hint="Check the seeds' positions, the object's radius and --polarity",
+            )
+        return Seeded(instances=found, pooled=tomogram.features.pool(solid))
+
+    def query(self, seeded: Sequence[Seeded], negatives: Sequence[Seeded] = ()) -> Query:
+        """One query from the seeds of all tomograms (eq. 4), and one from each tomogram's negatives."""
+        return merge_queries([(one.pooled, one.voxels) for one in seeded], [one.pooled for one in negatives])
+
+    def search(
+        self,
+        tomogram: Tomogram,
+        query: Query,
+        seeded: Sequence[Seeded],
+        radius_vox: float,
+        *,
+        roi: NDArray[np.bool_] | None = None,
+        progress: Progress | None = None,
+    ) -> Found:
+        """Propose, calibrate, segment and select in one tomogram (eqs. 5 and 6, then 1 and 2 again)."""
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "match"):
+            proposals = propose(tomogram.features, query, radius_vox, self.settings.matching, roi)
+        with _timed(seconds, "calibrate"):
+            calibration = calibrate(proposals, self.settings.instances.min_precision)
+        kept = proposals[: calibration.kept][: self.settings.matching.max_proposals]
+        precision = calibration.expected_precision[: len(kept)]
+        with _timed(seconds, "segment"):
+            masks = self._segment(tomogram.volume, kept.points, radius_vox, progress)
+            found = selection.from_masks(masks, kept.score, precision)
+            seeds = [one for some in seeded for one in some.instances]
+            chosen = selection.select(found, seeds, radius_vox, self.settings.instances)
+        return Found(
+            instances=chosen,
+            proposals=proposals,
+            expected_precision=calibration.expected_precision,
+            threshold=calibration.threshold,
+            decodes=sum(mask.decodes for mask in masks),
+            seconds=seconds,
+        )
+
+    def _prepare(
+        self, volume: NDArray[np.float32], seeds: VoxelPoints | None, radius_vox: float, polarity: str | None = None
+    ) -> tuple[NDArray[np.float32], str]:
+        if not (np.isfinite(radius_vox) and 1 <= radius_vox <= 200):
+            raise InputError(
+                f"radius: expected 1 to 200 voxels, found {radius_vox:g}",
+                hint="Check the object's radius (Å in copick, voxels in Python) and the voxel spacing",
+            )
+        check(volume)
+        prepared = standardise(volume)
+        if polarity is None:
+            if seeds is None:
+                raise ValueError("polarity: expected seeds or a decision, found neither")
+            _check_seeds(seeds, prepared.shape)
+            polarity = decide_polarity(prepared, seeds, radius_vox, self.settings.polarity)
+        return brighten(prepared, "dark" if polarity == "dark" else "light"), polarity
+
+    def _segment(
+        self, volume: NDArray[np.float32], points: VoxelPoints, radius_vox: float, progress: Progress | None
+    ) -> list[CrossPlaneMask]:
+        tell = None if progress is None else (lambda done, total: progress("segment", done, total))
+        on_device = torch.from_numpy(volume).to(self.device)
+        return segment(on_device, points, radius_vox, self.segmenter, self.settings.segmenter, tell)
+
+
+def _check_seeds(seeds: VoxelPoints, shape: tuple[int, ...]) -> None:
+    if len(seeds) == 0:
+        raise SeedError("seeds: expected at least one, found none", hint="Give the position of one particle")
+    z, y, x = shape
+    inside = Grid((z, y, x), 1.0).contains(seeds)
+    if not inside.all():
+        first = seeds.zyx[int(np.argmin(inside))]
+        raise SeedError(
+            f"seeds: expected voxels (z, y, x) inside {tuple(shape)}, found {int((~inside).sum())} outside, "
+            f"the first at ({first[0]:.0f}, {first[1]:.0f}, {first[2]:.0f})",
+            hint="Check the axis order (z, y, x in voxels; x, y, z in Å) and the voxel spacing",
+        )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began

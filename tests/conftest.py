@@ -1,0 +1,97 @@
+"""Small copick projects on disk, written through copick itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+SHAPE = (20, 33, 47)
+OBJECTS = (
+    {"name": "ribosome", "is_particle": True, "label": 1, "radius": 60.0},
+    {"name": "apoferritin", "is_particle": True, "label": 2, "radius": 65.0},
+    {"name": "membrane", "is_particle": False, "label": 3},
+    {"name": "unsized", "is_particle": True, "label": 4},
+)
+
+
+class ProjectOnDisk:
+    """A copick project under a folder; with a static part when `static` is given."""
+
+    def __init__(self, folder: Path, overlay: Path | None = None, static: bool = False) -> None:
+        self.folder = folder
+        self.overlay = overlay or folder / "overlay"
+        self.config = folder / "config.json"
+        self.content: dict[str, Any] = {
+            "config_type": "filesystem",
+            "name": "test",
+            "version": "1.0",
+            "pickable_objects": list(OBJECTS),
+            "overlay_root": f"local://{self.overlay}",
+            "overlay_fs_args": {"auto_mkdir": True},
+        }
+        if static:
+            self.content["static_root"] = f"local://{folder / 'static'}"
+            self.content["static_fs_args"] = {"auto_mkdir": True}
+        self.config.write_text(json.dumps(self.content), encoding="utf-8")
+
+    def root(self) -> Any:
+        """A fresh copick root of the project."""
+        import copick
+
+        return copick.from_file(str(self.config))
+
+    def static_root(self) -> Any:
+        """A copick root that writes into the static part."""
+        import copick
+
+        content = {k: v for k, v in self.content.items() if not k.startswith("static")}
+        return copick.from_string(json.dumps({**content, "overlay_root": self.content["static_root"]}))
+
+    def add_tomogram(
+        self,
+        run: str,
+        volume: NDArray[Any] | None = None,
+        spacing: float = 10.0,
+        kind: str = "wbp",
+        root: Any = None,
+    ) -> NDArray[np.float32]:
+        """Write a tomogram (noise of `SHAPE` by default) and return it."""
+        data = np.random.default_rng(7).normal(size=SHAPE) if volume is None else volume
+        place = (root or self.root()).new_run(run, exist_ok=True).new_voxel_spacing(spacing, exist_ok=True)
+        # One level: pyramids are copick's matter.
+        place.new_tomogram(kind).from_numpy(np.asarray(data, dtype=np.float32), levels=1)
+        return np.asarray(data, dtype=np.float32)
+
+    def add_picks(
+        self,
+        run: str,
+        xyz: Any,
+        uri: tuple[str, str, str] = ("ribosome", "curator", "1"),
+        transforms: Any = None,
+        root: Any = None,
+    ) -> None:
+        """Write picks in Å (x, y, z) for (object, user, session)."""
+        name, user, session = uri
+        picks = (root or self.root()).new_run(run, exist_ok=True).new_picks(name, session, user)
+        picks.from_numpy(np.asarray(xyz, dtype=float).reshape(-1, 3), transforms=transforms)
+
+    def files(self) -> set[str]:
+        """Every file under the project's folder, for tests of what is left behind."""
+        return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def project_on_disk(tmp_path: Path) -> ProjectOnDisk:
+    """An empty project whose static and overlay parts are the same folder."""
+    return ProjectOnDisk(tmp_path)
+
+
+@pytest.fixture
+def split_project(tmp_path: Path) -> ProjectOnDisk:
+    """An empty project with a read-only part and an overlay."""
+    return ProjectOnDisk(tmp_path, static=True)
