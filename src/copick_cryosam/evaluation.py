@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from copick_cryosam.assignment import IntArray, assign, close_pairs, gains_in_order
 from copick_cryosam.errors import DataError, InputError
+from copick_cryosam.mask_overlap import PanopticQuality, dice, iou, panoptic_quality, ratio
 from copick_cryosam.types import AngstromPoints, FloatArray
 
 __all__ = [
@@ -87,11 +88,11 @@ class LocalizationScores:
 
     @property
     def precision(self) -> float:
-        return _ratio(self.true_positives, self.predicted, empty=self.truth == 0)
+        return ratio(self.true_positives, self.predicted, empty=self.truth == 0)
 
     @property
     def recall(self) -> float:
-        return _ratio(self.true_positives, self.truth, empty=self.predicted == 0)
+        return ratio(self.true_positives, self.truth, empty=self.predicted == 0)
 
     @property
     def f1(self) -> float:
@@ -100,7 +101,7 @@ class LocalizationScores:
     def f_beta(self, beta: float = 4.0) -> float:
         """Weighted harmonic mean of precision and recall; recall counts `beta` times as much."""
         hits = (1 + beta**2) * self.true_positives
-        return _ratio(hits, hits + beta**2 * self.false_negatives + self.false_positives, empty=True)
+        return ratio(hits, hits + beta**2 * self.false_negatives + self.false_positives, empty=True)
 
     @property
     def mean_distance(self) -> float | None:
@@ -176,18 +177,6 @@ class OracleThreshold:
     beta: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class PanopticQuality:
-    """Panoptic quality, the product of segmentation quality (mean IoU of hits) and recognition quality (F1)."""
-
-    quality: float
-    segmentation_quality: float
-    recognition_quality: float
-    true_positives: int
-    false_positives: int
-    false_negatives: int
-
-
 def localization(
     predicted: AngstromPoints, scores: FloatArray | None, truth: AngstromPoints, tolerance: float
 ) -> LocalizationScores:
@@ -214,7 +203,9 @@ def localization(
     duplicate = np.zeros(len(predicted), dtype=bool)
     duplicate[rows] = True
     duplicate[rows[chosen]] = False
-    order = np.arange(len(predicted)) if scores is None else np.argsort(-np.asarray(scores), kind="stable")
+    # No picks need no scores: a run without picks must not take the average precision from the others.
+    values = np.empty(0) if scores is None and len(predicted) == 0 else scores
+    order = np.arange(len(predicted)) if values is None else np.argsort(-np.asarray(values), kind="stable")
     return LocalizationScores(
         tolerance=float(tolerance),
         predicted=len(predicted),
@@ -222,7 +213,7 @@ def localization(
         pairs=np.stack([rows[chosen], columns[chosen]], axis=1),
         distances=distances[chosen],
         duplicate=duplicate,
-        scores=None if scores is None else np.array(scores, dtype=np.float64),
+        scores=None if values is None else np.array(values, dtype=np.float64),
         gains=gains_in_order(order, rows, columns),
     )
 
@@ -291,7 +282,7 @@ def mean_scores(runs: Sequence[LocalizationScores]) -> MeanScores:
     recalls = [one.recall for one in runs if one.truth]
     precision = float(np.mean(precisions)) if precisions else pooled.precision
     recall = float(np.mean(recalls)) if recalls else pooled.recall
-    f1 = _ratio(2 * precision * recall, precision + recall, empty=False)
+    f1 = ratio(2 * precision * recall, precision + recall, empty=False)
     return MeanScores(precision=precision, recall=recall, f1=f1, runs=len(runs))
 
 
@@ -309,88 +300,12 @@ def best_threshold(scores: LocalizationScores, beta: float = 1.0) -> OracleThres
     none = float(scores.truth == 0)
     best = OracleThreshold(threshold=float("inf"), precision=none, recall=none, f_beta=none, beta=beta)
     for threshold, precision, recall in zip(curve.thresholds, curve.precision, curve.recall, strict=True):
-        value = _ratio((1 + beta**2) * precision * recall, beta**2 * precision + recall, empty=False)
+        value = ratio((1 + beta**2) * precision * recall, beta**2 * precision + recall, empty=False)
         if value > best.f_beta:
             best = OracleThreshold(
                 threshold=float(threshold), precision=float(precision), recall=float(recall), f_beta=value, beta=beta
             )
     return best
-
-
-def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Dice coefficient of two masks of the same shape: 2 |A and B| / (|A| + |B|).
-
-    Raises
-    ------
-    InputError
-        The shapes differ.
-    """
-    overlap, sum_of_sizes = _overlap(predicted, truth)
-    return _ratio(2 * overlap, sum_of_sizes, empty=True)
-
-
-def iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Intersection over union of two masks of the same shape.
-
-    Raises
-    ------
-    InputError
-        The shapes differ.
-    """
-    overlap, sum_of_sizes = _overlap(predicted, truth)
-    return _ratio(overlap, sum_of_sizes - overlap, empty=True)
-
-
-def panoptic_quality(predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> PanopticQuality:
-    """Panoptic quality of instance labels (Kirillov et al., 2019, eq. 1).
-
-    Instances match where their IoU exceeds 0.5, which makes the match unique.
-
-    Parameters
-    ----------
-    predicted, truth : label volumes of the same shape (z, y, x); 0 is background
-
-    Raises
-    ------
-    InputError
-        The shapes differ.
-    """
-    _same_shape(predicted, truth)
-    inside = (predicted != 0) | (truth != 0)
-    ids_p, p = np.unique(np.append(predicted[inside], 0), return_inverse=True)
-    ids_t, t = np.unique(np.append(truth[inside], 0), return_inverse=True)
-    keys, common = np.unique(p[:-1].astype(np.int64) * len(ids_t) + t[:-1], return_counts=True)
-    both = (ids_p[keys // len(ids_t)] != 0) & (ids_t[keys % len(ids_t)] != 0)
-    sizes_p, sizes_t = np.bincount(p[:-1], minlength=len(ids_p)), np.bincount(t[:-1], minlength=len(ids_t))
-    union = sizes_p[keys // len(ids_t)] + sizes_t[keys % len(ids_t)] - common
-    overlaps = common[both] / union[both]
-    matched = overlaps[overlaps > 0.5]
-    hits = len(matched)
-    false_positives, false_negatives = len(ids_p) - 1 - hits, len(ids_t) - 1 - hits
-    nothing = hits == false_positives == false_negatives == 0
-    return PanopticQuality(
-        quality=_ratio(float(matched.sum()), hits + false_positives / 2 + false_negatives / 2, empty=True),
-        segmentation_quality=_ratio(float(matched.sum()), hits, empty=nothing),
-        recognition_quality=_ratio(hits, hits + false_positives / 2 + false_negatives / 2, empty=True),
-        true_positives=hits,
-        false_positives=false_positives,
-        false_negatives=false_negatives,
-    )
-
-
-def _same_shape(predicted: NDArray[np.generic], truth: NDArray[np.generic]) -> None:
-    if predicted.shape != truth.shape:
-        raise InputError(f"masks: expected one shape, found {predicted.shape} and {truth.shape}", hint="Align them")
-
-
-def _overlap(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[int, int]:
-    _same_shape(predicted, truth)
-    a, b = predicted.astype(bool), truth.astype(bool)
-    return int(np.count_nonzero(a & b)), int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-
-
-def _ratio(part: float, whole: float, *, empty: bool) -> float:
-    return float(part / whole) if whole else float(empty)
 
 
 def _check(predicted: AngstromPoints, scores: FloatArray | None, truth: AngstromPoints, tolerance: float) -> None:

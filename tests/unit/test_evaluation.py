@@ -143,7 +143,7 @@ def test_pooled_and_mean_scores() -> None:
     poor = localization(
         at((0, 0, 0), (9, 0, 0), (20, 0, 0)), np.array([0.8, 0.7, 0.6]), at((20, 0, 0), (40, 0, 0)), 1.0
     )
-    nothing = localization(at(), np.empty(0), at(), 1.0)
+    nothing = localization(at(), None, at(), 1.0)
     together = pool([good, poor, nothing])
     assert (together.true_positives, together.false_positives, together.false_negatives) == (2, 2, 1)
     assert together.pairs.tolist() == [[0, 0], [3, 1]]
@@ -179,7 +179,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(DataError, match="scores"):
         localization(at((0, 0, 0)), np.array([np.nan]), at(), 1.0)
     with pytest.raises(InputError, match="expected one per pick"):
-        localization(at(), None, at(), 1.0).curve()
+        localization(at((0, 0, 0)), None, at(), 1.0).curve()
 
 
 def test_mask_overlap() -> None:

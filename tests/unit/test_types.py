@@ -59,9 +59,7 @@ def test_points_of_other_shapes_are_refused_and_points_cannot_change() -> None:
 
 
 def one(origin: tuple[int, int, int], mask: np.ndarray) -> Instance:
-    return Instance(
-        mask=mask, origin_zyx=origin, prompt_zyx=(9.0, 9.0, 9.0), similarity=1.0, confidence=1.0, score=1.0
-    )
+    return Instance(mask=mask, origin_zyx=origin, prompt_zyx=(9.0, 9.0, 9.0), similarity=1.0, confidence=1.0, score=1.0)
 
 
 def test_earlier_instance_keeps_shared_voxels() -> None:

@@ -75,6 +75,7 @@ def test_figures_per_run_and_pooled(config: Path) -> None:
     assert first["duplicates"] == 1
     assert content["runs"]["TS_002"]["recall"] == 0.0
     assert content["pooled"]["false_negatives"] == 4
+    assert content["pooled"]["average_precision"] == pytest.approx(2 / 6)
     assert content["mean_over_runs"]["precision"] == 0.25
     assert content["left_out"] == ["TS_003"]
 

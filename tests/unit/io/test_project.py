@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,17 +153,21 @@ def test_no_seeds_names_the_picks_there_are(project_on_disk: Any) -> None:
     assert "apoferritin" not in caught.value.hint
     with pytest.raises(NotFoundError, match="proteasome"):
         project.seeds(job_for(project_on_disk.config, seeds="proteasome:curator/1"))
-    with pytest.raises(SeedError, match="Label one unsized"):
-        project_on_disk.content["pickable_objects"][3] = {
-            "name": "unsized", "is_particle": True, "label": 4, "radius": 1.0
-        }
-        project_on_disk.config.write_text(json.dumps(project_on_disk.content), encoding="utf-8")
-        open_project(project_on_disk.config).seeds(job_for(project_on_disk.config, seeds="unsized:curator/1"))
+
+
+def test_no_picks_of_the_object_at_all(project_on_disk: Any) -> None:
+    project_on_disk.add_tomogram("TS_001")
+    with pytest.raises(SeedError, match="Label one ribosome"):
+        open_project(project_on_disk.config).seeds(job_for(project_on_disk.config))
 
 
 @pytest.mark.parametrize(
     "text",
-    ['{"points": [', "[]", '{"pickable_object_name": "ribosome", "user_id": "curator", "session_id": "1", "points": 3}'],
+    [
+        '{"points": [',
+        "[]",
+        '{"pickable_object_name": "ribosome", "user_id": "curator", "session_id": "1", "points": 3}',
+    ],
 )
 def test_damaged_picks_are_named(project_on_disk: Any, text: str) -> None:
     project_on_disk.add_picks("TS_001", [[1, 2, 3]])

@@ -1,0 +1,220 @@
+"""Score the embedded models on kinds that training never saw, through the pipeline that users run.
+
+    python -m copick_cryosam.pretraining.validate --templates FOLDER [--repeats 3] [--json FILE]
+
+Every repeat simulates a data set of two crowded tomograms with the held-out maps and families. One
+particle of a kind in the first tomogram is the only seed; both tomograms are searched. The program
+chooses its own threshold; beside it stand the best possible threshold (oracle) and the trivial baseline,
+a difference of Gaussians of the object's radius, with its own threshold and with the best possible one.
+Tolerance one radius, one-to-one, the seed left out of both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from copick_cryosam import evaluation
+from copick_cryosam.baseline import pick_blobs, propose_blobs
+from copick_cryosam.errors import SeedError
+from copick_cryosam.pipeline import CryoSAM, Found, Tomogram
+from copick_cryosam.pretraining.imaging import Imaging
+from copick_cryosam.pretraining.pool import HELD_OUT_FAMILIES, HELD_OUT_MAPS
+from copick_cryosam.pretraining.shapes import Shape, random_shape, read_shape
+from copick_cryosam.pretraining.simulate import Scene, Specimen, centres_inside, crop_truth, simulate
+from copick_cryosam.types import AngstromPoints, Grid, Instance, VoxelPoints, centroids
+
+SHAPE = (72, 224, 224)
+COUNT = 14
+"""Particles of each kind that are tried to be placed in each tomogram."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindScore:
+    """One kind of particle in one simulated data set."""
+
+    repeat: int
+    snr: float
+    kind: str
+    truth: int
+    f1: float
+    precision: float
+    recall: float
+    oracle_f1: float
+    proposal_recall: float
+    baseline_f1: float
+    baseline_oracle_f1: float
+    dice: float
+
+
+def held_out_shapes(templates: Path | None, rng: np.random.Generator) -> list[Shape]:
+    """The held-out maps where their folder is given, and two shapes of each held-out family."""
+    shapes = []
+    if templates is not None:
+        shapes += [read_shape(templates / f"{name}.mrc") for name in HELD_OUT_MAPS]
+    for family in HELD_OUT_FAMILIES:
+        shapes += [
+            random_shape(rng, family=family, radius=radius, name=f"{family}-{radius}") for radius in (8, 11)
+        ]
+    return shapes
+
+
+def data_set(
+    shapes: Sequence[Shape], snr: float, rng: np.random.Generator, tomograms: int = 2
+) -> list[tuple[NDArray[np.float32], Specimen]]:
+    """Tomograms of one data set: the conditions of a good modern one, two membranes each."""
+    imaging = Imaging(snr=snr, tilt_range=60, tilt_step=3, defocus=float(rng.uniform(20000, 45000)))
+    scene = Scene(shape_zyx=SHAPE, counts=(COUNT,) * len(shapes), membranes=2, filaments=1, beads=2, gap=1)
+    return [simulate(scene, shapes, imaging, rng) for _ in range(tomograms)]
+
+
+def score_kind(
+    model: CryoSAM,
+    opened: Sequence[Tomogram],
+    specimens: Sequence[Specimen],
+    kind: int,
+    shape: Shape,
+    rng: np.random.Generator,
+) -> dict[str, float] | None:
+    """One seed in the first tomogram, scored over all; None where there are too few particles."""
+    truths = [centres_inside(specimen, kind) for specimen in specimens]
+    if len(truths[0]) < 3:
+        return None
+    margin = np.array([0.5, 1, 1]) * shape.radius
+    inner = np.flatnonzero(((truths[0] > margin) & (truths[0] < np.array(SHAPE) - margin)).all(axis=1))
+    if len(inner) == 0:
+        return None
+    # a click is never exact: a quarter of the radius off
+    click = truths[0][rng.choice(inner)] + rng.normal(size=3) * 0.15 * shape.radius
+    seed = VoxelPoints(np.clip(click, 0, np.array(SHAPE) - 1))
+    try:
+        seeded = model.seed(opened[0], seed, shape.radius)
+    except SeedError:
+        return dict.fromkeys(("f1", "precision", "recall", "oracle_f1", "proposal_recall", "dice"), 0.0) | _baseline(
+            opened, truths, seed, shape.radius
+        )
+    query = model.query([seeded])
+    found = [model.search(one, query, [seeded], shape.radius) for one in opened]
+    picks = [_scores(centroids(f.instances), _rank(f), t, seed, shape.radius, i) for i, (f, t) in enumerate(zip(found, truths, strict=True))]
+    proposals = [_scores(f.proposals.points, f.proposals.score, t, seed, shape.radius, i) for i, (f, t) in enumerate(zip(found, truths, strict=True))]
+    pooled = evaluation.pool(picks)
+    everything = evaluation.pool(proposals)
+    dices = [d for f, s in zip(found, specimens, strict=True) for d in mask_dices(f.instances, s, kind)]
+    return {
+        "truth": float(sum(len(t) for t in truths)),
+        "f1": pooled.f1,
+        "precision": pooled.precision,
+        "recall": pooled.recall,
+        "oracle_f1": evaluation.best_threshold(everything).f_beta,
+        "proposal_recall": everything.recall,
+        "dice": float(np.mean(dices)) if dices else float("nan"),
+    } | _baseline(opened, truths, seed, shape.radius)
+
+
+def _rank(found: Found) -> NDArray[np.float64]:
+    return np.array([one.score for one in found.instances], dtype=np.float64)
+
+
+def _scores(
+    points: VoxelPoints, scores: NDArray[np.float64], truth: NDArray[np.float64], seed: VoxelPoints, radius: float, run: int
+) -> evaluation.LocalizationScores:
+    """Scores of one tomogram at 1 Å per voxel; the seed lies in the first."""
+    grid = Grid(SHAPE, 1.0)
+    predicted, true = grid.to_angstrom(points), grid.to_angstrom(VoxelPoints(truth))
+    if run == 0:
+        keep_predicted, keep_true = evaluation.exclude_seeds(predicted, true, grid.to_angstrom(seed), radius)
+        predicted, scores = AngstromPoints(predicted.xyz[keep_predicted]), scores[keep_predicted]
+        true = AngstromPoints(true.xyz[keep_true])
+    return evaluation.localization(predicted, scores, true, radius)
+
+
+def _baseline(
+    opened: Sequence[Tomogram], truths: Sequence[NDArray[np.float64]], seed: VoxelPoints, radius: float
+) -> dict[str, float]:
+    chosen, everything = [], []
+    for run, (tomogram, truth) in enumerate(zip(opened, truths, strict=True)):
+        some, peaks = pick_blobs(tomogram.volume, radius), propose_blobs(tomogram.volume, radius)
+        chosen.append(_scores(some.points, some.score, truth, seed, radius, run))
+        everything.append(_scores(peaks.points, peaks.score, truth, seed, radius, run))
+    return {
+        "baseline_f1": evaluation.pool(chosen).f1,
+        "baseline_oracle_f1": evaluation.best_threshold(evaluation.pool(everything)).f_beta,
+    }
+
+
+def mask_dices(instances: Sequence[Instance], specimen: Specimen, kind: int) -> list[float]:
+    """Dice of every instance that hits a particle of the kind, against that particle's true mask."""
+    labels, _, _ = crop_truth(specimen)
+    dices = []
+    sizes = np.bincount(labels.ravel(), minlength=len(specimen.kinds) + 1)
+    for one in instances:
+        found = labels[one.slices][one.mask]
+        counts = np.bincount(found, minlength=len(sizes))
+        counts[0] = 0
+        best = int(counts.argmax())
+        if counts[best] and specimen.kinds[best - 1] == kind:
+            dices.append(2 * counts[best] / (one.size + sizes[best]))
+    return dices
+
+
+def validate(model: CryoSAM, templates: Path | None, repeats: int, snrs: Sequence[float], seed: int) -> list[KindScore]:
+    """All repeats at all signal-to-noise ratios."""
+    rows = []
+    for repeat in range(repeats):
+        for snr in snrs:
+            rng = np.random.default_rng([seed, repeat, round(1000 * snr)])
+            shapes = held_out_shapes(templates, rng)
+            data = data_set(shapes, snr, rng)
+            opened = [model.open(volume, None, 8.0, polarity="light") for volume, _ in data]
+            specimens = [specimen for _, specimen in data]
+            for kind, shape in enumerate(shapes):
+                scores = score_kind(model, opened, specimens, kind, shape, rng)
+                if scores is not None:
+                    truth = sum(len(centres_inside(s, kind)) for s in specimens)
+                    scores["truth"] = truth
+                    rows.append(KindScore(repeat=repeat, snr=snr, kind=shape.name, **scores))  # type: ignore[arg-type]
+    return rows
+
+
+def table(rows: Sequence[KindScore]) -> str:
+    """A Markdown table: mean over repeats and signal-to-noise ratios per kind, then over all kinds."""
+    columns = ("f1", "precision", "recall", "oracle_f1", "proposal_recall", "baseline_f1", "baseline_oracle_f1", "dice")
+    head = "| kind | n | " + " | ".join(c.replace("_", " ") for c in columns) + " |"
+    lines = [head, "|" + "---|" * (len(columns) + 2)]
+    for kind in [*dict.fromkeys(row.kind for row in rows), "all"]:
+        some = [row for row in rows if kind in (row.kind, "all")]
+        cells = []
+        for column in columns:
+            values = np.array([getattr(row, column) for row in some], dtype=float)
+            cells.append(f"{np.nanmean(values):.2f} ± {np.nanstd(values):.2f}")
+        lines.append(f"| {kind} | {sum(int(row.truth) for row in some)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, score, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--templates", type=Path, default=None)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--snr", type=float, nargs="+", default=(0.05, 0.1))
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=None)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = CryoSAM.from_preset("embedded", device="cpu")
+    rows = validate(model, arguments.templates, arguments.repeats, arguments.snr, arguments.seed)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([vars(row) for row in rows], indent=1), encoding="utf-8")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
