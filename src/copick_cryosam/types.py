@@ -7,7 +7,7 @@ own and `Grid` is the only place that converts one into the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -160,12 +160,14 @@ def centroids(instances: Sequence[Instance]) -> VoxelPoints:
     return VoxelPoints(np.array([one.centroid_zyx for one in instances], dtype=np.float64).reshape(-1, 3))
 
 
-def paint(shape_zyx: tuple[int, int, int], instances: Iterable[Instance]) -> NDArray[np.uint16]:
+def paint(shape_zyx: tuple[int, int, int], instances: Sequence[Instance]) -> NDArray[np.uint16] | NDArray[np.uint32]:
     """Instances as one label volume: the first instance becomes 1, the second 2, and so on.
 
-    Where masks overlap, the earlier instance keeps the voxel; callers order them best first.
+    Where masks overlap, the earlier instance keeps the voxel; callers order them best first. uint16, or
+    uint32 where there are too many instances for it.
     """
-    labels = np.zeros(shape_zyx, dtype=np.uint16)
+    many = len(instances) > np.iinfo(np.uint16).max
+    labels: NDArray[np.uint16] | NDArray[np.uint32] = np.zeros(shape_zyx, dtype=np.uint32 if many else np.uint16)
     for label, one in enumerate(instances, start=1):
         view = labels[one.slices]
         view[one.mask & (view == 0)] = label

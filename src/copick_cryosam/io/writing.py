@@ -207,7 +207,7 @@ class Writer:
             self._remove(run, replaced, keep_marker=True)
             digests = {outputs[0]: self._write_picks(run, positions, scores, grid)}
             if self.job.output_segmentation is not None:
-                labels = _labels(grid.shape_zyx, instances)
+                labels = paint(grid.shape_zyx, instances)
                 binary = (labels > 0).astype(np.uint8)
                 for name, data in zip(outputs[1:], (labels, binary), strict=True):
                     digests[name] = self._write_masks(run, data, grid, instance=data is labels)
@@ -351,19 +351,6 @@ class Writer:
             f"run {run}: expected storage that works, found: {reason(error)}",
             hint="Free space or check the connection, then run again; finished runs are skipped",
         )
-
-
-def _labels(shape_zyx: tuple[int, int, int], instances: Sequence[Instance]) -> NDArray[Any]:
-    """Label volume, uint16 while the labels fit and uint32 beyond; earlier instances keep shared voxels."""
-    limit = int(np.iinfo(np.uint16).max)
-    if len(instances) <= limit:
-        return paint(shape_zyx, instances)
-    labels = np.zeros(shape_zyx, dtype=np.uint32)
-    for start in range(0, len(instances), limit):
-        part = paint(shape_zyx, instances[start : start + limit])
-        free = (labels == 0) & (part > 0)
-        labels[free] = part[free].astype(np.uint32) + np.uint32(start)
-    return labels
 
 
 def _outputs(content: Mapping[str, Any] | None) -> list[str]:

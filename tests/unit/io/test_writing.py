@@ -20,7 +20,7 @@ from copick_cryosam.io import writing
 from copick_cryosam.io.job import Job
 from copick_cryosam.io.project import open_project
 from copick_cryosam.io.writing import OutputState, Writer
-from copick_cryosam.types import Grid, Instance
+from copick_cryosam.types import Grid, Instance, paint
 
 GRID = Grid((20, 33, 47), 10.0)
 PARAMETERS = {"settings": {"preset": "fake", "threshold": 0.5}}
@@ -136,9 +136,9 @@ def test_points_only(disk: Any) -> None:
     assert writer_for(disk).state("TS_001", PARAMETERS) is OutputState.STALE
 
 
-def test_labels_beyond_uint16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_beyond_uint16() -> None:
     many = [instance((0, n // 300, n % 300), 1.0, side=1) for n in range(66_000)]
-    labels = writing._labels((1, 220, 300), many)
+    labels = paint((1, 220, 300), many)
     assert labels.dtype == np.uint32
     np.testing.assert_array_equal(labels.ravel(), np.arange(1, 66_001))
 
