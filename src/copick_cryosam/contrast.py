@@ -34,7 +34,8 @@ def check(volume: NDArray[np.float32]) -> None:
             f"volume: expected at least {MIN_SIDE} voxels a side, found {volume.shape}",
             hint="Choose a tomogram with a smaller voxel spacing or a larger field of view",
         )
-    total = float(volume.sum(dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # infinities of both signs add up to NaN, which is told below
+        total = float(volume.sum(dtype=np.float64))
     if not np.isfinite(total):
         bad = int(np.count_nonzero(~np.isfinite(volume)))
         raise DataError(
@@ -69,7 +70,8 @@ def standardise(volume: NDArray[np.float32]) -> NDArray[np.float32]:
     if deviation == 0:  # all contrast lies in fewer than 0.2% of the voxels
         mean, deviation = float(volume.mean(dtype=np.float64)), float(volume.std(dtype=np.float64))
         low, high = float(volume.min()), float(volume.max())
-    result = np.clip(volume, low, high).astype(np.float32, copy=False)
+    # float32 limits: float64 ones would make a float64 copy of the whole tomogram
+    result = np.clip(volume, np.float32(low), np.float32(high)).astype(np.float32, copy=False)
     result -= np.float32(mean)
     result /= np.float32(deviation)
     return result

@@ -19,5 +19,7 @@ def resolve_device(name: Device) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         reason = "this torch was built without CUDA" if torch.version.cuda is None else "no GPU is visible"
-        raise DeviceError(f"device: expected cuda, found none ({reason})", hint="Use --device cpu, or install a CUDA build of torch")
+        raise DeviceError(
+            f"device: expected cuda, found none ({reason})", hint="Use --device cpu, or install a CUDA build of torch"
+        )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")

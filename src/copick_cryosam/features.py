@@ -25,11 +25,12 @@ class CellGrid:
     """A coarse grid over a tomogram: cell i is centred on voxel ``(i + 0.5) * stride - 0.5``.
 
     Half-pixel centres on every axis (align_corners=False). Strides are voxels per cell in
-    z, y, x and need not be whole numbers.
+    z, y, x and need not be whole numbers. `extent` is the tomogram's shape in voxels, where known.
     """
 
     shape: tuple[int, int, int]
     stride: tuple[float, float, float]
+    extent: tuple[int, int, int] | None = None
 
     def to_voxels(self, cells: FloatArray | NDArray[np.int64]) -> VoxelPoints:
         """Voxel positions of (fractional) cell indices, shape (N, 3)."""
@@ -39,11 +40,17 @@ class CellGrid:
         """Fractional cell indices of voxel positions; the inverse of `to_voxels`."""
         return np.asarray((points.zyx + 0.5) / np.array(self.stride) - 0.5, dtype=np.float64)
 
+    def clamp(self, points: VoxelPoints) -> VoxelPoints:
+        """The points moved to the nearest voxel of the tomogram: the centre of a last cell may lie beyond it."""
+        if self.extent is None:
+            return points
+        return VoxelPoints(np.clip(points.zyx, 0, np.array(self.extent) - 1))
+
     def coarser(self, factor: int) -> CellGrid:
         """The grid after average pooling by `factor`; incomplete last cells are kept."""
         a, b, c = (-(-n // factor) for n in self.shape)
         z, y, x = (s * factor for s in self.stride)
-        return CellGrid((a, b, c), (z, y, x))
+        return CellGrid((a, b, c), (z, y, x), self.extent)
 
 
 class Features(Protocol):
@@ -89,6 +96,8 @@ class DenseFeatures:
         total = torch.zeros(self.values.shape[0], dtype=torch.float64)
         count = 0
         for one in instances:
+            if one.size == 0:
+                continue
             mask = torch.from_numpy(one.mask.astype(np.float32))
             weights = []
             starts = []
@@ -120,7 +129,9 @@ class DenseFeatures:
         unit = self._unit(query)
         flat = self.values.reshape(len(self.values), -1)
         index = torch.from_numpy(cells).to(flat.device)
-        parts = [_cosine(flat[:, some], unit).cpu().numpy() for some in index.split(_SLAB)]
+        parts = [
+            _cosine(flat[:, index[start : start + _SLAB]], unit).cpu().numpy() for start in range(0, len(cells), _SLAB)
+        ]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
     def pooled(self, factor: int) -> DenseFeatures:
@@ -131,7 +142,8 @@ class DenseFeatures:
         slabs = []
         for start in range(0, self.grid.shape[0], factor):
             block = self.values[None, :, start : start + factor].float()
-            slabs.append(F.avg_pool3d(block, (block.shape[2], factor, factor), ceil_mode=True)[0].to(self.values.dtype))
+            kernel = [min(factor, n) for n in block.shape[2:]]
+            slabs.append(F.avg_pool3d(block, kernel, ceil_mode=True)[0].to(self.values.dtype))
         return DenseFeatures(values=torch.cat(slabs, dim=1), grid=grid)
 
     def _unit(self, query: NDArray[np.float32]) -> Tensor:
@@ -145,11 +157,13 @@ class DenseFeatures:
 
 def _cosine(values: Tensor, unit: Tensor) -> Tensor:
     values = values.float()
-    return torch.einsum("c...,c->...", values, unit) / values.norm(dim=0).clamp(min=1e-6)
+    lengths = torch.linalg.vector_norm(values, dim=0).clamp(min=1e-6)
+    cosine: Tensor = torch.einsum("c...,c->...", values, unit) / lengths
+    return cosine
 
 
 def _interpolation(origin: int, length: int, stride: float, cells: int) -> tuple[int, Tensor]:
-    """Linear interpolation of `length` voxels from `origin` on: the first cell used, and weights (length, cells used)."""
+    """Linear interpolation of `length` voxels from `origin` on: first cell used, weights (length, cells used)."""
     position = ((np.arange(origin, origin + length) + 0.5) / stride - 0.5).clip(0, cells - 1)
     low = np.minimum(np.floor(position).astype(int), max(cells - 2, 0))
     part = position - low

@@ -11,6 +11,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from copick_cryosam.config import MatchingSettings
+from copick_cryosam.errors import InputError
 from copick_cryosam.features import CellGrid, Features
 from copick_cryosam.types import Proposals, VoxelPoints
 
@@ -44,12 +45,20 @@ def merge_queries(pooled: Sequence[tuple[NDArray[np.float32], int]], negatives: 
 
 
 def similarity_map(features: Features, query: Query) -> FloatVolume:
-    """Cosine similarity of every cell with the query; where a negative is nearer, the difference to it."""
+    """Cosine similarity of every cell with the query, less that with the nearest negative where it is over 0."""
     similarity = features.similarity(query.positive)
-    for negative in query.negatives:
-        # a cell that resembles a negative as much as the object ends at 0
-        similarity -= np.maximum(features.similarity(negative), 0)
-    return similarity
+    return similarity - _nearest([features.similarity(negative) for negative in query.negatives], similarity)
+
+
+def _nearest(negatives: Sequence[FloatVolume], like: FloatVolume) -> FloatVolume:
+    """The highest of the similarities with negatives, at least 0.
+
+    A cell that resembles a negative as much as the object ends at 0, however many tomograms have negatives.
+    """
+    nearest = np.zeros_like(like)
+    for one in negatives:
+        np.maximum(nearest, one, out=nearest)
+    return nearest
 
 
 def hierarchical_map(features: Features, query: Query, settings: MatchingSettings) -> tuple[FloatVolume, CellGrid]:
@@ -64,15 +73,11 @@ def hierarchical_map(features: Features, query: Query, settings: MatchingSetting
     similarity = np.full(grid.shape, -1, dtype=np.float32)
     for ratio in settings.ratios:
         level = features.pooled(max(1, round(ratio / stride)))
-        if keep is None:
-            keep = np.ones(level.grid.shape, dtype=bool)
-        else:
-            keep = _spread(keep, grid, level.grid)
+        keep = np.ones(level.grid.shape, dtype=bool) if keep is None else _spread(keep, grid, level.grid)
         grid = level.grid
         cells = np.flatnonzero(keep)
         values = level.similarity_at(query.positive, cells)
-        for negative in query.negatives:
-            values -= np.maximum(level.similarity_at(negative, cells), 0)
+        values -= _nearest([level.similarity_at(negative, cells) for negative in query.negatives], values)
         similarity = np.full(grid.shape, -1, dtype=np.float32)
         passed = values >= settings.similarity_threshold
         similarity.flat[cells[passed]] = values[passed]
@@ -103,34 +108,58 @@ def propose(
     radius_vox : radius of the object in voxels
     roi : bool, shape of the tomogram; only points inside are proposed. None: everywhere.
 
+    Raises
+    ------
+    InputError
+        The region of interest has another shape than the tomogram.
+
     Notes
     -----
     A particle is as wide as its radius, so the map is averaged over half of it before maxima are taken: one
     particle gives one maximum, at its middle. Where the encoder knows centres of particles, a proposal's
-    score is its similarity times how much of a centre it is; otherwise the similarity alone.
+    score is its similarity times how much of a centre it is; otherwise the similarity alone. In the hierarchy
+    it is the similarity times the share of the cells around it that passed.
     """
+    if roi is not None and features.grid.extent not in (None, roi.shape):
+        raise InputError(
+            f"region of interest: expected the tomogram's shape {features.grid.extent}, found {roi.shape}",
+            hint="Give a region at the tomogram's voxel spacing",
+        )
+    weight: FloatVolume | None
     if settings.strategy == "hierarchical":
         raw, grid = hierarchical_map(features, query, settings)
-        centre = None
+        sigma = [settings.smoothing * radius_vox / s for s in grid.stride]
+        similarity, weight = _smooth_within(raw, raw >= settings.similarity_threshold, sigma)
     else:
         raw, grid = similarity_map(features, query), features.grid
-        centre = features.centre
-    sigma = [settings.smoothing * radius_vox / s for s in grid.stride]
-    similarity = ndimage.gaussian_filter(raw, sigma, mode="nearest")
-    ranking = similarity if centre is None else np.maximum(similarity, 0) * centre_weight(centre, sigma)
+        sigma = [settings.smoothing * radius_vox / s for s in grid.stride]
+        similarity = ndimage.gaussian_filter(raw, sigma, mode="nearest")
+        weight = None if features.centre is None else centre_weight(features.centre, sigma)
+    ranking = similarity if weight is None else np.maximum(similarity, 0) * weight
     peaks = local_maxima(ranking, [max(1.0, 0.5 * radius_vox / s) for s in grid.stride])
-    if settings.strategy == "hierarchical":
-        # smoothing must not lift a maximum out of what the threshold rejected
-        peaks = peaks[raw[tuple(peaks.T)] >= settings.similarity_threshold]
+    if roi is not None:
+        peaks = peaks[_inside(grid.clamp(grid.to_voxels(peaks)), roi)]
     at = tuple(peaks.T)
     order = np.argsort(-ranking[at], kind="stable")[:_CANDIDATES]
-    points = grid.to_voxels(peaks[order])
     found = Proposals(
-        points=points, similarity=similarity[at][order].astype(np.float64), score=ranking[at][order].astype(np.float64)
+        points=grid.clamp(grid.to_voxels(peaks[order])),
+        similarity=similarity[at][order].astype(np.float64),
+        score=ranking[at][order].astype(np.float64),
     )
-    if roi is not None:
-        found = found[_inside(found.points, roi)]
     return suppress(found, settings.nms_radius * radius_vox)
+
+
+def _smooth_within(
+    values: FloatVolume, where: NDArray[np.bool_], sigma: Sequence[float]
+) -> tuple[FloatVolume, FloatVolume]:
+    """Gaussian average over the cells that `where` holds, and the share of those in it; 0 elsewhere.
+
+    What was rejected is unknown: it must not be averaged into a similarity. But a cell surrounded by others
+    that passed is nearer to a particle's middle than one at the rim.
+    """
+    share = ndimage.gaussian_filter(where.astype(np.float32), sigma, mode="nearest")
+    total = ndimage.gaussian_filter(np.where(where, values, np.float32(0)), sigma, mode="nearest")
+    return np.where(where, total / np.maximum(share, np.float32(1e-6)), np.float32(0)), share * where
 
 
 def centre_weight(centre: FloatVolume, sigma: Sequence[float]) -> FloatVolume:
@@ -156,15 +185,19 @@ def suppress(proposals: Proposals, radius_vox: float) -> Proposals:
         return proposals
     order = np.argsort(-proposals.score, kind="stable")
     points = proposals.points.zyx[order]
-    near = cKDTree(points).query_ball_point(points, radius_vox)
+    # the tree's own rounding must not decide: ask it for a little more and measure exactly
+    pairs = cKDTree(points).query_pairs(radius_vox * (1 + 1e-6), output_type="ndarray")
+    close = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1) < radius_vox
+    worse: dict[int, list[int]] = {}
+    for better, other in pairs[close].tolist():
+        worse.setdefault(better, []).append(other)
     alive = np.ones(len(points), dtype=bool)
-    for index, neighbours in enumerate(near):
+    for index in range(len(points)):
         if alive[index]:
-            later = [n for n in neighbours if n > index and np.linalg.norm(points[n] - points[index]) < radius_vox]
-            alive[later] = False
+            alive[worse.get(index, [])] = False
     return proposals[order[alive]]
 
 
 def _inside(points: VoxelPoints, roi: NDArray[np.bool_]) -> NDArray[np.bool_]:
     nearest = np.clip(np.floor(points.zyx + 0.5).astype(int), 0, np.array(roi.shape) - 1)
-    return roi[tuple(nearest.T)]
+    return np.asarray(roi[tuple(nearest.T)], dtype=bool)

@@ -175,7 +175,19 @@ class CryoSAM:
         ----------
         seeds : the seeds in it, from which polarity is decided; None where `polarity` is known
         polarity : dark or light, as decided in a tomogram that has seeds
+
+        Raises
+        ------
+        DataError, SeedError, InputError
+            As of `pick`, or a polarity that is neither dark nor light.
         """
+        if polarity not in (None, "dark", "light"):
+            raise InputError(f"polarity: expected dark or light, found {polarity!r}", hint="Leave it out to decide it")
+        if voxel_spacing is not None and not 0.5 <= voxel_spacing <= 100:
+            raise InputError(
+                f"voxel spacing: expected 0.5 to 100 Å, found {voxel_spacing:g}",
+                hint="Give Å per voxel, or leave it out",
+            )
         prepared, found = self._prepare(volume, seeds, radius_vox, polarity)
         features = self.encoder.encode(prepared, voxel_spacing=voxel_spacing, progress=progress)
         return Tomogram(volume=prepared, polarity=found, features=features, voxel_spacing=voxel_spacing)

@@ -45,9 +45,7 @@ class _Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first = _conv(channels, channels)
-        self.second = nn.Sequential(
-            nn.Conv3d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm3d(channels)
-        )
+        self.second = nn.Sequential(nn.Conv3d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm3d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(x + self.second(self.first(x)))
@@ -115,6 +113,7 @@ class EmbedNetEncoder:
         if abs(np.log(scale)) > np.log(RESAMPLE_FROM):
             whole = resample(whole, scale)
         stride = tuple(STRIDE * n / m for n, m in zip(volume.shape, whole.shape, strict=True))
+        extent = (volume.shape[0], volume.shape[1], volume.shape[2])
         cells = tuple(-(-n // STRIDE) for n in whole.shape)
         values = torch.empty((self._net.dim, *cells), dtype=torch.float16)
         maps = torch.empty((2, *cells), dtype=torch.float32)
@@ -128,7 +127,7 @@ class EmbedNetEncoder:
         maps.sigmoid_()
         return DenseFeatures(
             values=values.to(self._device),
-            grid=CellGrid((cells[0], cells[1], cells[2]), (stride[0], stride[1], stride[2])),
+            grid=CellGrid((cells[0], cells[1], cells[2]), (stride[0], stride[1], stride[2]), extent),
             foreground=maps[0].numpy(),
             centre=maps[1].numpy(),
         )

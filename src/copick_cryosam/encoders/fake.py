@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class FakeEncoder:
         whole = np.asarray(volume[:, :, :], dtype=np.float32)
         blurred = [smooth(whole, scale) for scale in SCALES]
         bands = []
-        for step, (fine, coarse) in enumerate(zip(blurred[:-1], blurred[1:], strict=True)):
+        for step, (fine, coarse) in enumerate(itertools.pairwise(blurred)):
             band = fine - coarse
             bands.append(_halve(band / max(float(band.std()), 1e-6)))
             if progress is not None:
@@ -43,11 +44,17 @@ class FakeEncoder:
         cells = values.shape[1:]
         return DenseFeatures(
             values=torch.from_numpy(values).to(self._device),
-            grid=CellGrid((cells[0], cells[1], cells[2]), (STRIDE, STRIDE, STRIDE)),
+            grid=CellGrid(
+                (cells[0], cells[1], cells[2]),
+                (STRIDE, STRIDE, STRIDE),
+                (whole.shape[0], whole.shape[1], whole.shape[2]),
+            ),
         )
 
 
-def _halve(band: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _halve(
+    band: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """Means of 2 x 2 x 2 blocks; an odd last plane is repeated."""
     even = np.pad(band, [(0, n % 2) for n in band.shape], mode="edge")
     return np.asarray(ndimage.uniform_filter(even, 2, origin=-1)[::2, ::2, ::2], dtype=np.float32)

@@ -15,6 +15,7 @@ import copy
 import csv
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths
 TEMPERATURE = 0.1
 CELLS_PER_PARTICLE = 12
 BACKGROUND_CELLS = 768
+CHECKPOINT_EVERY = 200
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -163,7 +165,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """The loop; a checkpoint every 200 steps, from which an interrupted training goes on."""
+    """The loop; a checkpoint every `CHECKPOINT_EVERY` steps, from which an interrupted training goes on."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -178,8 +180,6 @@ def train(arguments: argparse.Namespace) -> None:
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         step = int(state["step"])
-    curve = (arguments.out / "curve.csv").open("a", newline="")
-    writer = csv.writer(curve)
     began, sums = time.perf_counter(), np.zeros(2)
     while step < arguments.steps:
         rng = np.random.default_rng([arguments.seed, step])
@@ -203,16 +203,20 @@ def train(arguments: argparse.Namespace) -> None:
         _follow(average, net, min(0.998, 1 - 1 / (step / 4 + 1)))
         sums += (float(contrast.detach()), float(heads.detach()))
         if step % 50 == 0:
-            writer.writerow([step, *(sums / 50), time.perf_counter() - began])
-            curve.flush()
+            add_row(arguments.out / "curve.csv", [step, *(sums / 50), time.perf_counter() - began])
             print(f"step {step}  contrastive {sums[0] / 50:.3f}  maps {sums[1] / 50:.3f}  "
                   f"{time.perf_counter() - began:.0f} s  {len(paths)} samples", flush=True)
             sums[:] = 0
-        if step % 200 == 0 or step == arguments.steps:
+        if step % CHECKPOINT_EVERY == 0 or step == arguments.steps:
             state = {"net": net.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
             torch.save(state, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
-    curve.close()
+
+
+def add_row(curve: Path, row: Sequence[float]) -> None:
+    """Append a row to the training curve, a CSV file."""
+    with curve.open("a", newline="") as file:
+        csv.writer(file).writerow(row)
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +23,14 @@ from torch import Tensor
 
 from copick_cryosam.contrast import standardise
 from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths
-from copick_cryosam.pretraining.train_embednet import _follow, learning_rate
+from copick_cryosam.pretraining.train_embednet import _follow, add_row, learning_rate
 from copick_cryosam.segmenters.promptnet import PIXELS, PromptNet, assemble, to_pixels, windows_of
 
 ROLLOUT = 4
 """Planes followed from each start."""
 PROMPTS = 14
 """Prompts per tomogram and axis."""
+CHECKPOINT_EVERY = 200
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -182,7 +182,7 @@ def step_loss(net: PromptNet, sample: Sample, rng: np.random.Generator, *, bf16:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """The loop; a checkpoint every 200 steps, from which an interrupted training goes on."""
+    """The loop; a checkpoint every `CHECKPOINT_EVERY` steps, from which an interrupted training goes on."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -197,8 +197,6 @@ def train(arguments: argparse.Namespace) -> None:
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         step = int(state["step"])
-    curve = (arguments.out / "curve.csv").open("a", newline="")
-    writer = csv.writer(curve)
     began, losses, scores = time.perf_counter(), [], []
     while step < arguments.steps:
         rng = np.random.default_rng([arguments.seed, step])
@@ -220,16 +218,14 @@ def train(arguments: argparse.Namespace) -> None:
         step += 1
         if step % 50 == 0:
             row = np.nanmean(scores, axis=0)
-            writer.writerow([step, np.mean(losses), *row, time.perf_counter() - began])
-            curve.flush()
+            add_row(arguments.out / "curve.csv", [step, np.mean(losses), *row, time.perf_counter() - began])
             print(f"step {step}  loss {np.mean(losses):.3f}  IoU by plane {np.round(row, 3)}  "
                   f"{time.perf_counter() - began:.0f} s", flush=True)
             losses, scores = [], []
-        if step % 200 == 0 or step == arguments.steps:
+        if step % CHECKPOINT_EVERY == 0 or step == arguments.steps:
             state = {"net": net.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
             torch.save(state, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
-    curve.close()
 
 
 def main() -> None:

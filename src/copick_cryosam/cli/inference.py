@@ -1,0 +1,272 @@
+"""`copick inference cryosam`: from one labelled particle to all of them."""
+
+# The option decorators of copick and click-option-group carry no types.
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click_option_group import optgroup
+from copick.cli.types import CopickURI
+from copick.cli.util import add_config_option, add_debug_option, add_run_names_option, resolve_run_names
+from copick_utils.cli.util import add_input_option, add_output_option, add_tomogram_option
+
+from copick_cryosam.cli.errors import one_line_errors
+
+if TYPE_CHECKING:
+    from copick_cryosam.compute import Plan, Summary
+    from copick_cryosam.config import Settings
+    from copick_cryosam.io.job import Job
+
+
+class _PresetChoice(click.Choice[str]):
+    """The presets for users; `fake`, which needs no weights and finds blobs only, is accepted for tests."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return "fake" if value == "fake" else super().convert(value, param, ctx)
+
+
+@click.command(
+    name="cryosam",
+    short_help="Pick and segment every particle like the labelled ones.",
+    context_settings={"show_default": True},
+    no_args_is_help=True,
+)
+@add_config_option
+@optgroup.group("\nInput Options", help="Where to search, and for what.")
+@add_tomogram_option(required=True)
+@add_input_option("picks")
+@optgroup.option(
+    "--seed-runs", multiple=True, help="Runs whose seeds are used; give it once per run.  [default: all with seeds]"
+)
+@optgroup.option("--negatives", type=CopickURI("picks", "reference"), help="Picks of what is not wanted.")
+@optgroup.option(
+    "--roi", type=CopickURI("segmentation", "reference"), help="Segmentation outside of which nothing is picked."
+)
+@add_run_names_option
+@optgroup.group("\nMethod Options", help="How to pick; what is not given comes from --settings, else from --preset.")
+@optgroup.option(
+    "--preset", type=_PresetChoice(["embedded"]), default="embedded", help="Models and settings that go together."
+)
+@optgroup.option("--settings", "settings_path", type=click.Path(), help="YAML file of settings.")
+@optgroup.option("--encoder", help="Encoder by its name.  [default: the preset's]")
+@optgroup.option(
+    "--matching", type=click.Choice(["exhaustive", "hierarchical"]), help="Matching strategy.  [default: the preset's]"
+)
+@optgroup.option("--max-picks", type=int, metavar="N", help="At most this many picks per tomogram.")
+@optgroup.option(
+    "--min-precision",
+    type=float,
+    metavar="P",
+    help="Keep picks of at least this expected precision, 0 to 1.  [default: the best expected F1]",
+)
+@optgroup.option(
+    "--polarity",
+    type=click.Choice(["auto", "dark", "light"]),
+    help="How particles look in the tomogram.  [default: auto, decided from the seeds]",
+)
+@optgroup.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.  [default: auto, a GPU if any]"
+)
+@optgroup.group("\nOutput Options", help="Where the results go.")
+@add_output_option(
+    "picks",
+    required=False,
+    description="Output picks URI (object:user/session).  [default: the seeds' object:cryosam/1]",
+)
+@add_output_option(
+    "segmentation",
+    required=False,
+    flag="--output-segmentation",
+    short_flag="-os",
+    param_name="output_segmentation_uri",
+    description="Output URI (name:user/session@spacing) of an instance and a binary segmentation.  "
+    "[default: as the picks]",
+)
+@optgroup.option("--points-only", is_flag=True, help="Write picks without segmentations.")
+@optgroup.option("--overwrite/--no-overwrite", default=False, help="Search finished runs again.")
+@optgroup.option("--dry-run", is_flag=True, help="Show runs, memory and time; write nothing.")
+@optgroup.option(
+    "--report", "report_path", type=click.Path(dir_okay=False), help="Write an HTML report on this call's runs."
+)
+@add_debug_option
+@one_line_errors
+def cryosam(
+    config: str | None,
+    tomogram_uri: str,
+    input_uri: str,
+    seed_runs: tuple[str, ...],
+    negatives: str | None,
+    roi: str | None,
+    run_names: tuple[str, ...],
+    output_uri: str | None,
+    output_segmentation_uri: str | None,
+    points_only: bool,
+    overwrite: bool,
+    dry_run: bool,
+    report_path: str | None,
+    debug: bool,
+    **method: Any,
+) -> None:
+    """Pick and segment every particle like the labelled ones.
+
+    The labelled particles (seeds) are segmented, and what they look like is searched for in every tomogram.
+    One seed is enough; seeds may come from any runs. Written are picks with scores and instance ids, an
+    instance segmentation and a binary one. Finished runs are skipped. The exit code is 0 only if every
+    run succeeded.
+
+    \b
+    URI Format:
+        Picks: object_name:user_id/session_id
+        Segmentations: name:user_id/session_id@voxel_spacing
+        Tomograms: tomo_type@voxel_spacing
+
+    \b
+    Examples:
+        # Search all runs with the seeds of whichever runs have some
+        copick inference cryosam -c config.json -t wbp@10.0 -i ribosome:curator/1
+
+    \b
+        # See first what would be done
+        copick inference cryosam -c config.json -t wbp@10.0 -i ribosome:curator/1 --dry-run
+
+    \b
+        # Two runs, picks of at least 80 % expected precision, names of the outputs, a report
+        copick inference cryosam -c config.json -t wbp@10.0 -i ribosome:curator/1 -r TS_001 -r TS_002 --min-precision 0.8 -o ribosome:cryosam/2 -os ribosome:cryosam/2@10.0 --report report.html
+
+    \b
+    See Also:
+        copick evaluation localization: scores picks against true picks
+        copick cryosam info: versions, devices and models
+        copick export picks: picks as STAR, EM, Dynamo or CSV files
+    """  # noqa: E501 - a line of an example is pasted whole
+    from copick.util.log import get_logger
+
+    from copick_cryosam.cli.retry import command_line
+    from copick_cryosam.compute import plan, run_job
+    from copick_cryosam.errors import InputError, OutputError
+    from copick_cryosam.io.job import Job
+
+    get_logger(__name__, debug=debug)
+    if config is None:
+        raise InputError("config: expected a copick configuration, found none", hint="Give its path with -c")
+    settings = _settings(**method)
+    job = Job.create(
+        config=config,
+        tomogram=tomogram_uri,
+        seeds=input_uri,
+        output=output_uri or "",
+        output_segmentation=output_segmentation_uri or "",
+        points_only=points_only,
+        runs=_names(run_names),
+        seed_runs=_names(seed_runs),
+        negatives=negatives,
+        roi=roi,
+        overwrite=overwrite,
+    )
+    context = click.get_current_context()
+    report = None if report_path is None else Path(report_path)
+    if report is not None and not report.absolute().parent.is_dir():
+        raise OutputError(f"report {report}: expected an existing folder", hint="Make the folder or choose another")
+    if dry_run:
+        planned = plan(job, settings)
+        _print_plan(planned)
+        context.exit(0 if all(one.error is None for one in planned.runs) else 1)
+
+    from copick_cryosam.cli.progress import Display
+
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(Display())
+        if report is None:
+            summary = run_job(job, settings, display)
+        else:
+            from copick_cryosam.compute.reporting import ReportCollector
+
+            collector = ReportCollector(display)
+            summary = run_job(job, settings, collector)
+    _print_summary(summary, job)
+    if summary.runs("failed"):
+        click.echo(f"Retry the failed ones: {command_line(context, summary.runs('failed'))}")
+    if report is not None:
+        written = collector.write(report, job, summary, command_line(context))
+        click.echo(f"Report: {written}")
+    context.exit(0 if summary.succeeded else 1)
+
+
+def _names(names: tuple[str, ...]) -> tuple[str, ...] | None:
+    chosen = resolve_run_names(names)
+    return None if chosen is None else tuple(chosen)
+
+
+def _settings(
+    preset: str,
+    settings_path: str | None,
+    encoder: str | None,
+    matching: str | None,
+    max_picks: int | None,
+    min_precision: float | None,
+    polarity: str | None,
+    device: str | None,
+) -> Settings:
+    """The preset, over it the file, over that what was given as an option."""
+    from copick_cryosam import config
+
+    settings = config.preset(preset)
+    if settings_path is not None:
+        settings = config.load_settings(settings_path, settings)
+    given: dict[str, dict[str, Any]] = {
+        "encoder": {"name": encoder},
+        "matching": {"strategy": matching},
+        "instances": {"max_picks": max_picks, "min_precision": min_precision},
+    }
+    stated: dict[str, Any] = {section: _stated(values) for section, values in given.items()}
+    return config.override(settings, {**stated, **_stated({"polarity": polarity, "device": device})})
+
+
+def _stated(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _print_plan(plan: Plan) -> None:
+    for one in plan.runs:
+        if one.grid is None:
+            click.echo(f"Error: {one.run}: {' '.join(str(one.error).split())}", err=True)
+            continue
+        z, y, x = one.grid.shape_zyx
+        task = "would be searched" if one.pending else "would be skipped"
+        click.echo(
+            f"{one.run}: {z} x {y} x {x} voxels (z, y, x) at {one.grid.voxel_spacing:g} Å, results {one.state}, {task}"
+        )
+    seeds = ", ".join(f"{count} in {run}" for run, count in plan.seeds.items())
+    click.echo(f"Seeds: {seeds}")
+    click.echo(f"Models: {', '.join(plan.models.values())} on {plan.device}")
+    click.echo(
+        f"Would search {len(plan.pending)} of {len(plan.runs)} runs with about {plan.memory / 2**30:.1f} GiB of "
+        f"memory; one CPU core would take at most about {_duration(plan.seconds)}"
+    )
+    click.echo("Nothing was written.")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _print_summary(summary: Summary, job: Job) -> None:
+    done, skipped, failed = (summary.runs(state) for state in ("done", "skipped", "failed"))
+    for run, error in summary.seed_failures.items():
+        click.echo(f"Error: seeds of {run} were not used: {' '.join(str(error).split())}", err=True)
+    if summary.stale:
+        click.echo(
+            f"Warning: made with other inputs or settings and not replaced: {', '.join(summary.stale)}. "
+            "Search them again with --overwrite"
+        )
+    if done or skipped:
+        masks = "" if job.output_segmentation is None else f", instance and binary masks {job.output_segmentation}"
+        click.echo(f"Results: picks {job.output}{masks}, in {summary.overlay}")
+    click.echo(f"{len(done)} done, {len(skipped)} skipped, {len(failed)} failed")

@@ -1,0 +1,76 @@
+"""`copick cryosam info`: what runs here."""
+
+# The option decorators of copick carry no types.
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+import click
+
+__all__ = ["info"]
+
+_PACKAGES = ("copick-cryosam", "copick", "copick-utils", "torch", "numpy", "scipy", "zarr")
+_MODELS = ("embednet", "promptnet")
+
+
+@click.command(name="info", short_help="Show versions, devices and the models that are found.")
+def info() -> None:
+    """Show versions, devices and the models that are found.
+
+    \b
+    Examples:
+        # What to send along with a question
+        copick cryosam info
+
+    \b
+    See Also:
+        copick inference cryosam: picks particles from one seed
+    """
+    _print("Versions", _versions())
+    _print("Devices", _devices())
+    _print("Models", _models())
+
+
+def _versions() -> list[tuple[str, str]]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    rows = [("python", platform.python_version())]
+    for name in _PACKAGES:
+        try:
+            rows.append((name, version(name)))
+        except PackageNotFoundError:
+            rows.append((name, "not installed"))
+    return rows
+
+
+def _devices() -> list[tuple[str, str]]:
+    import torch
+
+    rows = [("cpu", f"{torch.get_num_threads()} threads")]
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        rows.append((f"cuda:{index}", f"{found.name}, {found.total_memory / 2**30:.0f} GiB"))
+    return rows if len(rows) > 1 else [*rows, ("cuda", "none")]
+
+
+def _models() -> list[tuple[str, str]]:
+    from copick_cryosam.errors import NotFoundError
+    from copick_cryosam.weights import weight_bytes, weight_hash
+
+    rows = []
+    for name in _MODELS:
+        try:
+            found = weight_hash(name)
+            rows.append(
+                (name, f"signature {name}-{found[:12]}, {len(weight_bytes(name)) / 1e6:.1f} MB, SHA-256 {found}")
+            )
+        except NotFoundError as error:
+            rows.append((name, f"missing: {error}"))
+    return rows
+
+
+def _print(title: str, rows: list[tuple[str, str]]) -> None:
+    click.echo(title)
+    for name, value in rows:
+        click.echo(f"  {name:<15} {value}")

@@ -1,0 +1,108 @@
+"""Progress of a job: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as RichTask
+from rich.text import Text
+
+from copick_cryosam.compute import Listener, Outcome
+from copick_cryosam.compute.outcomes import Task
+
+__all__ = ["Display"]
+
+_TASKS = {"seeds": "reading seeds", "search": "searching"}
+_STAGES = {"read": "planes read", "encode": "blocks encoded", "segment": "walks segmented"}
+
+
+class _Rate(ProgressColumn):
+    """Items per second."""
+
+    def render(self, task: RichTask) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.1f}/s")
+
+
+class Display(Listener):
+    """Shows a job as it goes on. Use it as a context manager.
+
+    On a terminal one bar counts runs and one the steps of the current stage. Elsewhere each run that ended
+    gives one line. Failures go to standard error, once each.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console()
+        columns: list[Any] = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        ]
+        self._bars = Progress(*columns, console=console) if console.is_terminal else None
+        self._runs = self._stage = None if self._bars is None else self._bars.add_task("runs", total=None)
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> Display:
+        if self._bars is not None:
+            self._bars.start()
+            self._stage = self._bars.add_task("", total=None, visible=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def begun(self, pending: int) -> None:
+        if self._bars is not None and self._runs is not None:
+            self._bars.update(self._runs, total=pending)
+
+    def run_started(self, run: str, task: Task) -> None:
+        if self._bars is not None and self._runs is not None and self._stage is not None:
+            self._bars.update(self._runs, description=f"{escape(run)}: {_TASKS[task]}")
+            self._bars.update(self._stage, visible=False)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if self._bars is None or self._stage is None:
+            return
+        label = _STAGES.get(stage, stage)
+        shown = self._bars.tasks[self._bars.task_ids.index(self._stage)]
+        if shown.description != label or not shown.visible:
+            self._bars.reset(self._stage, description=label, total=total, visible=True)
+        self._bars.update(self._stage, completed=done, total=total)
+
+    def run_ended(self, outcome: Outcome) -> None:
+        if outcome.state == "skipped":
+            note = ", with other inputs or settings" if outcome.stale else ""
+            self._say(f"{outcome.run}: skipped, {outcome.picks} picks were found before{note}")
+            return
+        if self._bars is not None and self._runs is not None:
+            self._bars.advance(self._runs)
+        if outcome.error is None:
+            self._say(f"{outcome.run}: {outcome.picks} picks in {outcome.seconds:.1f} s")
+        else:
+            # rich redirects both streams above the bars while they are shown.
+            click.echo(f"Error: {outcome.run} failed: {' '.join(str(outcome.error).split())}", err=True)
+
+    def _say(self, line: str) -> None:
+        if self._bars is None:
+            click.echo(line)
+        else:
+            self._bars.console.print(line, markup=False, highlight=False)

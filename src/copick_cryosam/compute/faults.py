@@ -1,0 +1,57 @@
+"""Errors of one run get the run's name, and running out of memory becomes advice."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from copick_cryosam.config import Settings
+from copick_cryosam.errors import CryosamError, DeviceError
+
+__all__ = ["detached", "naming"]
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What torch says in a plain RuntimeError when the machine's own memory does not suffice."""
+
+
+@contextmanager
+def naming(run: str, settings: Settings, what: str = "") -> Iterator[None]:
+    """Name the run in the errors of what is done inside.
+
+    Raises
+    ------
+    CryosamError
+        As raised inside, with ``run <name>`` in front where the message lacks it.
+    DeviceError
+        Memory ran out.
+    """
+    try:
+        yield
+    except CryosamError as error:
+        if f"run {run}" in error.message:
+            raise
+        raise type(error)(f"run {run}{what}: {error.message}", hint=error.hint) from error
+    except MemoryError:
+        raise _out_of_memory(run, settings, "memory") from None
+    except RuntimeError as error:
+        import torch
+
+        on_gpu = isinstance(error, torch.cuda.OutOfMemoryError)
+        if not on_gpu and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise _out_of_memory(run, settings, "GPU memory" if on_gpu else "memory") from None
+
+
+def detached(error: CryosamError) -> CryosamError:
+    """The same error without its traceback, whose frames would keep the run's arrays alive."""
+    return copy.copy(error)
+
+
+def _out_of_memory(run: str, settings: Settings, which: str) -> DeviceError:
+    cpu = " or use --device cpu" if which != "memory" else " or give the process more memory"
+    return DeviceError(
+        f"run {run}: expected enough {which} for the tomogram, found none left",
+        hint=f"Halve segmenter.batch (now {settings.segmenter.batch}) and encoder.tile (now {settings.encoder.tile}) "
+        f"in a --settings file,{cpu}",
+    )

@@ -1,0 +1,107 @@
+"""What became of the runs, and who is told while they are worked on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from copick_cryosam.errors import CryosamError
+from copick_cryosam.types import Grid, VoxelPoints
+
+if TYPE_CHECKING:
+    from copick_cryosam.pipeline import Found
+
+__all__ = ["Listener", "Outcome", "Search", "Summary", "Task"]
+
+Task = Literal["seeds", "search"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Search:
+    """What searching one run gave, while it is still in memory.
+
+    Attributes
+    ----------
+    found : the picks and the proposals behind them
+    grid : of the tomogram
+    seeds : the seeds in this run, voxels z, y, x; none where it has none
+    radius : of the object in Å
+    models : signatures of encoder and segmenter
+    """
+
+    found: Found
+    grid: Grid
+    seeds: VoxelPoints
+    radius: float
+    models: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Outcome:
+    """What became of one run.
+
+    Attributes
+    ----------
+    picks : how many were written, now or before; None for a failed run
+    seconds : wall-clock time spent on the run; 0 for a skipped one
+    stale : skipped, but its results were made with other settings or seeds
+    error : why it failed
+    search : given to the listener only, as it holds the masks of all picks
+    """
+
+    run: str
+    state: Literal["done", "skipped", "failed"]
+    picks: int | None = None
+    seconds: float = 0.0
+    stale: bool = False
+    error: CryosamError | None = None
+    search: Search | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Summary:
+    """What became of a job.
+
+    Attributes
+    ----------
+    outcomes : one for each run that was to be searched, in the order asked for
+    overlay : where the results lie
+    polarity : how particles look in these tomograms, dark or light; None where every run was skipped
+    seed_failures : why seeds or negatives could not be used, by runs that were not to be searched themselves
+    """
+
+    outcomes: tuple[Outcome, ...]
+    overlay: str
+    polarity: str | None = None
+    seed_failures: Mapping[str, CryosamError] = field(default_factory=dict)
+
+    def runs(self, state: Literal["done", "skipped", "failed"]) -> tuple[str, ...]:
+        """Names of the runs that ended so."""
+        return tuple(one.run for one in self.outcomes if one.state == state)
+
+    @property
+    def stale(self) -> tuple[str, ...]:
+        """Names of skipped runs whose results were made with other settings or seeds."""
+        return tuple(one.run for one in self.outcomes if one.stale)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every run is done or was before, with every seed used."""
+        return not self.runs("failed") and not self.seed_failures
+
+
+class Listener:
+    """Told of the work as it goes on. Subclass it and override what is of interest; by default nothing happens."""
+
+    def begun(self, pending: int) -> None:
+        """So many runs will be searched."""
+
+    def run_started(self, run: str, task: Task) -> None:
+        """Work on a run starts: its seeds are read, or it is searched."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """See `copick_cryosam.types.Progress`; the stages of the run that was started last."""
+
+    def run_ended(self, outcome: Outcome) -> None:
+        """A run is done, was skipped or has failed; once for each run that was to be searched."""

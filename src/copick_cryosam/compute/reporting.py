@@ -1,0 +1,90 @@
+"""Keeps what the search of each run found until the report is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from copick_cryosam.compute.outcomes import Listener, Outcome, Search, Summary, Task
+from copick_cryosam.errors import InputError
+from copick_cryosam.io.job import Job
+from copick_cryosam.io.project import Project, open_project
+from copick_cryosam.io.writing import Writer
+from copick_cryosam.report import Report, RunReport, write_report
+from copick_cryosam.types import Volume
+
+__all__ = ["ReportCollector"]
+
+
+class ReportCollector(Listener):
+    """Passes everything on to another listener and keeps the results of runs that are done.
+
+    Masks are kept cropped; tomograms are not kept but read again, one at a time, when the report is written.
+    """
+
+    def __init__(self, inner: Listener) -> None:
+        self._inner = inner
+        self._done: dict[str, Search] = {}
+
+    def begun(self, pending: int) -> None:
+        self._inner.begun(pending)
+
+    def run_started(self, run: str, task: Task) -> None:
+        self._inner.run_started(run, task)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        self._inner.progress(stage, done, total)
+
+    def run_ended(self, outcome: Outcome) -> None:
+        if outcome.search is not None:
+            self._done[outcome.run] = outcome.search
+        self._inner.run_ended(outcome)
+
+    def write(self, path: Path, job: Job, summary: Summary, command: str) -> Path:
+        """Write the report on the runs that are done.
+
+        Raises
+        ------
+        InputError
+            No run is done, so there is nothing to report.
+        OutputError
+            The file cannot be written.
+        """
+        if not self._done:
+            raise InputError(
+                f"report {path}: expected at least one run searched now, found none",
+                hint="Search finished runs again with --overwrite",
+            )
+        project = open_project(job.config)
+        record = Writer(project, job).record(next(iter(self._done))) or {}
+        report = Report(
+            title=f"{job.seeds.object_name} in {job.tomogram}",
+            runs=[self._run_report(run, search, project, job) for run, search in self._done.items()],
+            parameters=record.get("parameters", {}),
+            versions={**record.get("versions", {}), **next(iter(self._done.values())).models},
+            command=command,
+            warnings=[
+                *(f"Run {one.run} failed: {one.error}" for one in summary.outcomes if one.error is not None),
+                *(f"Seeds of run {run} were not used: {error}" for run, error in summary.seed_failures.items()),
+                *(f"Run {run} was finished before and is not shown." for run in summary.runs("skipped")),
+            ],
+        )
+        return write_report(report, path)
+
+    def _run_report(self, run: str, search: Search, project: Project, job: Job) -> RunReport:
+        def volume() -> Volume:
+            return project.tomogram(run, job.tomogram).read()
+
+        found = search.found
+        # The threshold is one of similarity, the picks' scores are similarity x confidence: no common axis.
+        return RunReport(
+            run_name=project.title(run),
+            volume=volume,
+            grid=search.grid,
+            instances=found.instances,
+            radius_angstrom=search.radius,
+            seeds=search.seeds,
+            notes=[
+                f"Points proposed: {len(found.proposals)}; those with a similarity of at least {found.threshold:.3f} "
+                "were segmented."
+            ],
+        )

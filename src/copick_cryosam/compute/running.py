@@ -1,0 +1,293 @@
+"""Picking in every run of a job: seeds first, then one tomogram after the other."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from copick_cryosam.compute.faults import detached, naming
+from copick_cryosam.compute.outcomes import Listener, Outcome, Search, Summary
+from copick_cryosam.compute.request import asked_for, is_stale
+from copick_cryosam.compute.seeds import agreed, inside
+from copick_cryosam.config import Settings
+from copick_cryosam.errors import CryosamError, InputError
+from copick_cryosam.io.job import Job, same_spacing
+from copick_cryosam.io.project import open_project
+from copick_cryosam.io.volume import TomogramVolume
+from copick_cryosam.io.writing import OutputState, Writer
+from copick_cryosam.types import Grid, VoxelPoints
+
+if TYPE_CHECKING:
+    from copick_cryosam.matching import Query
+    from copick_cryosam.pipeline import CryoSAM, Found, Seeded, Tomogram
+
+__all__ = ["run_job"]
+
+logger = logging.getLogger(__name__)
+
+
+def run_job(job: Job, settings: Settings, listener: Listener | None = None) -> Summary:
+    """Pick in every run of the job that is not finished, and write its results.
+
+    Everything that can be refused is refused before the models are loaded. The query pools the seeds of all
+    runs that have some; seeds that cannot be used are reported, and the others go on without them. A run that
+    fails does not stop the others. At most one tomogram with its features is in memory at a time.
+
+    Raises
+    ------
+    CryosamError
+        The job as a whole is impossible: project, objects, seeds, overlay, device or models; no seeds could be
+        used in any run; or they contradict each other.
+    """
+    work = _Work(job, settings, listener or Listener())
+    outcomes = {run: work.skipped(run) for run in work.runs if run not in work.pending}
+    work.listener.begun(len(work.pending))
+    for skipped in outcomes.values():
+        work.listener.run_ended(skipped)
+    if not work.pending:
+        return work.summary(outcomes)
+    work.load()
+    target = work.read_seeds()
+    for run, error in target.failures.items():
+        if run in work.pending:
+            outcomes[run] = Outcome(run=run, state="failed", error=error, seconds=work.seconds.get(run, 0.0))
+            work.listener.run_ended(outcomes[run])
+    for run in work.in_search_order():
+        if run not in outcomes:
+            ended = work.search(run, target)
+            work.listener.run_ended(ended)
+            outcomes[run] = replace(ended, search=None)
+    return work.summary(outcomes, target)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Target:
+    """What is looked for, and which seeds could not be used."""
+
+    query: Query
+    seeded: Sequence[Seeded]
+    polarity: str
+    failures: dict[str, CryosamError]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Opened:
+    """A run's tomogram, encoded."""
+
+    run: str
+    tomogram: Tomogram
+    grid: Grid
+
+
+class _Work:
+    """A job with its project open and its models loaded."""
+
+    def __init__(self, job: Job, settings: Settings, listener: Listener) -> None:
+        self.job, self.settings, self.listener = job, settings, listener
+        self.project = open_project(job.config)
+        self.runs = self.project.select_runs(job.runs)
+        self.radius = self.project.object(job.seeds.object_name).radius
+        self.negative_radius = (
+            self.radius if job.negatives is None else self.project.object(job.negatives.object_name).radius
+        )
+        self.seeds = self.project.seeds(job)
+        self.writer = Writer(self.project, job)
+        self.writer.check(self.runs)
+        self.asked = asked_for(settings, self.seeds)
+        states = {run: self.writer.state(run, {}) for run in self.runs}
+        self.pending = tuple(run for run in self.runs if job.overwrite or not states[run].done)
+        for run in self.pending:
+            if states[run] is OutputState.INTERRUPTED:
+                logger.info("run %s was interrupted before; its partial results are removed", run)
+                self.writer.clean(run)
+        self.seconds: dict[str, float] = {}
+        self._spacing: tuple[str, float] | None = None
+        self._opened: _Opened | None = None
+
+    def load(self) -> None:
+        """Load the models; not before it is known that something is to do."""
+        from copick_cryosam.pipeline import CryoSAM
+
+        self.model: CryoSAM = CryoSAM.from_settings(self.settings)
+        self.models = {"encoder": self.model.encoder.signature, "segmenter": self.model.segmenter.signature}
+
+    def skipped(self, run: str) -> Outcome:
+        """The outcome of a run that was finished before."""
+        record = self.writer.record(run) or {}
+        picks = record.get("counts", {}).get("picks")
+        return Outcome(run=run, state="skipped", picks=picks, stale=is_stale(record, self.job, self.asked))
+
+    def summary(self, outcomes: dict[str, Outcome], target: _Target | None = None) -> Summary:
+        """Everything in the order asked for."""
+        failures = {} if target is None else target.failures
+        return Summary(
+            outcomes=tuple(outcomes[run] for run in self.runs),
+            overlay=str(self.project.root.root_overlay),
+            polarity=None if target is None else target.polarity,
+            seed_failures={run: error for run, error in failures.items() if run not in self.pending},
+        )
+
+    def in_search_order(self) -> list[str]:
+        """The run whose tomogram is still open comes first, so that it is not encoded twice."""
+        opened = None if self._opened is None else self._opened.run
+        return sorted(self.pending, key=lambda run: run != opened)
+
+    def read_seeds(self) -> _Target:
+        """Segment and pool the seeds and negatives of all runs into one query (eq. 4).
+
+        Raises
+        ------
+        SeedError
+            Runs disagree on the polarity.
+        CryosamError
+            No seeds, or no negatives, could be used; the first run's error.
+        """
+        seeded: dict[str, Seeded] = {}
+        negatives: dict[str, Seeded] = {}
+        polarity: dict[str, str] = {}
+        failures: dict[str, CryosamError] = {}
+        # The last tomogram stays open; let it be one that is searched.
+        for run in sorted(self.seeds.positive, key=lambda name: name in self.pending):
+            try:
+                opened, found, against = self._read_seeds_of(run, None)
+            except CryosamError as error:
+                failures[run] = self._failed(run, error)
+                continue
+            polarity[run] = opened.tomogram.polarity
+            seeded.update(found)
+            negatives.update(against)
+        if not seeded:
+            raise next(iter(failures.values()))
+        decided = agreed(polarity)
+        for run in self.seeds.negative:
+            if run not in self.seeds.positive:
+                try:
+                    negatives.update(self._read_seeds_of(run, decided)[2])
+                except CryosamError as error:
+                    failures[run] = self._failed(run, error)
+        if self.seeds.negative and not negatives:
+            raise next(iter(failures.values()))
+        query = self.model.query(list(seeded.values()), list(negatives.values()))
+        return _Target(query=query, seeded=list(seeded.values()), polarity=decided, failures=failures)
+
+    def _read_seeds_of(self, run: str, polarity: str | None) -> tuple[_Opened, dict[str, Seeded], dict[str, Seeded]]:
+        self.listener.run_started(run, "seeds")
+        began = time.perf_counter()
+        positive, negative = self.seeds.positive.get(run), self.seeds.negative.get(run)
+        found, against = {}, {}
+        try:
+            with naming(run, self.settings):
+                volume = self._tomogram(run)
+                points = None if positive is None else inside(positive, volume.grid, run, "seeds")
+                others = None if negative is None else inside(negative, volume.grid, run, "negatives")
+                opened = self._open(run, volume, points, polarity)
+                spacing = volume.grid.voxel_spacing
+                if points is not None:
+                    found[run] = self.model.seed(opened.tomogram, points, self.radius / spacing)
+            if others is not None:
+                with naming(run, self.settings, ", negatives"):
+                    against[run] = self.model.seed(opened.tomogram, others, self.negative_radius / spacing)
+        finally:
+            self.seconds[run] = time.perf_counter() - began
+        self._spacing = self._spacing or (run, spacing)
+        return opened, found, against
+
+    def search(self, run: str, target: _Target) -> Outcome:
+        """Search one run and write its results."""
+        self.listener.run_started(run, "search")
+        began = time.perf_counter()
+        try:
+            with naming(run, self.settings):
+                found, grid = self._find(run, target)
+                self.writer.write(run, found.instances, grid, self._parameters(found, target))
+        except CryosamError as error:
+            return Outcome(run=run, state="failed", error=self._failed(run, error), seconds=time.perf_counter() - began)
+        finally:
+            self._opened = None
+        seeds = self.seeds.positive.get(run)
+        return Outcome(
+            run=run,
+            state="done",
+            picks=len(found.instances),
+            seconds=time.perf_counter() - began + self.seconds.get(run, 0.0),
+            search=Search(
+                found=found,
+                grid=grid,
+                seeds=VoxelPoints(np.empty((0, 3))) if seeds is None else grid.to_voxels(seeds),
+                radius=self.radius,
+                models=self.models,
+            ),
+        )
+
+    def _find(self, run: str, target: _Target) -> tuple[Found, Grid]:
+        volume = self._tomogram(run)
+        roi = None if self.job.roi is None else self.project.roi(run, self.job.roi, volume.grid)
+        opened = self._opened
+        if opened is None or opened.run != run:
+            opened = self._open(run, volume, None, target.polarity)
+        radius_vox = self.radius / opened.grid.voxel_spacing
+        found = self.model.search(
+            opened.tomogram, target.query, target.seeded, radius_vox, roi=roi, progress=self.listener.progress
+        )
+        # Painting the labels needs memory of its own.
+        self._opened = None
+        return found, opened.grid
+
+    def _tomogram(self, run: str) -> TomogramVolume:
+        """The run's tomogram, unread.
+
+        Raises
+        ------
+        InputError
+            Its voxel spacing is not that of the seeds: masks would not compare in size.
+        """
+        volume = self.project.tomogram(run, self.job.tomogram)
+        spacing = volume.grid.voxel_spacing
+        if self._spacing is not None and not same_spacing(spacing, self._spacing[1]):
+            first, expected = self._spacing
+            raise InputError(
+                f"run {run}: expected the voxel spacing {expected} of run {first}, found {spacing}",
+                hint=f"Give the spacing with -t {self.job.tomogram.tomo_type}@{expected}",
+            )
+        return volume
+
+    def _open(self, run: str, volume: TomogramVolume, seeds: VoxelPoints | None, polarity: str | None) -> _Opened:
+        self._opened = None
+        data = volume.read(lambda done, total: self.listener.progress("read", done, total))
+        spacing = volume.grid.voxel_spacing
+        tomogram = self.model.open(
+            data,
+            seeds,
+            self.radius / spacing,
+            polarity=polarity,
+            voxel_spacing=spacing,
+            progress=self.listener.progress,
+        )
+        self._opened = _Opened(run=run, tomogram=tomogram, grid=volume.grid)
+        return self._opened
+
+    def _parameters(self, found: Found, target: _Target) -> dict[str, Any]:
+        threshold = found.threshold if math.isfinite(found.threshold) else None
+        return {
+            **self.asked,
+            "models": self.models,
+            "device": str(self.model.device),
+            "result": {
+                "polarity": target.polarity,
+                "threshold": threshold,
+                "proposals": len(found.proposals),
+                "decodes": found.decodes,
+                "unused_seed_runs": sorted(target.failures),
+            },
+        }
+
+    def _failed(self, run: str, error: CryosamError) -> CryosamError:
+        logger.debug("run %s failed", run, exc_info=error)
+        self._opened = None
+        return detached(error)

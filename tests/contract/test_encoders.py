@@ -1,0 +1,205 @@
+"""What every encoder must keep to, run over each registered backend; and EmbedNet's tiles."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+
+from copick_cryosam.config import EncoderSettings, MatchingSettings
+from copick_cryosam.encoders import Encoder, available_encoders, load_encoder
+from copick_cryosam.encoders.embednet import HALO, STRIDE, tiles_of
+from copick_cryosam.errors import InputError
+from copick_cryosam.matching import merge_queries, propose
+from copick_cryosam.types import Instance
+
+CPU = torch.device("cpu")
+SHAPES = ((17, 40, 53), (33, 48, 31))
+RADIUS = 6.0
+CENTRES = ((24, 30, 32), (5, 6, 50), (42, 52, 6))
+"""In the middle, and one radius from the edges."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=available_encoders())
+def encoder(request) -> Encoder:
+    return load_encoder(EncoderSettings(name=request.param), CPU)
+
+
+def ball_volume(shape, centres, radius=RADIUS, noise=0.5, seed=5) -> np.ndarray:
+    """A standardised volume of bright balls in noise."""
+    values = noise * np.random.default_rng(seed).standard_normal(shape)
+    for centre in centres:
+        distance = np.sqrt(((np.indices(shape) - np.array(centre)[:, None, None, None]) ** 2).sum(axis=0))
+        values += 1 / (1 + np.exp(2 * (distance - radius)))
+    return ((values - values.mean()) / values.std()).astype(np.float32)
+
+
+def ball_instance(centre, radius=RADIUS) -> Instance:
+    half = int(radius)
+    offsets = np.indices((2 * half + 1,) * 3) - half
+    corner = tuple(int(c) - half for c in centre)
+    return Instance(
+        mask=(offsets**2).sum(axis=0) <= radius**2,
+        origin_zyx=corner,
+        prompt_zyx=tuple(float(c) for c in centre),
+        similarity=1.0,
+        confidence=1.0,
+        score=1.0,
+    )
+
+
+def test_an_unknown_encoder_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match=r"expected one of .*embednet.*found 'nosuch'"):
+        load_encoder(EncoderSettings(name="nosuch"), CPU)
+
+
+def test_it_says_who_it_is(encoder):
+    assert encoder.name in available_encoders()
+    assert encoder.signature.startswith(encoder.name)
+    assert load_encoder(EncoderSettings(name=encoder.name), CPU).signature == encoder.signature
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_values_and_the_grid(encoder, shape):
+    volume = ball_volume(shape, [tuple(n // 2 for n in shape)])
+    untouched = volume.copy()
+    features = encoder.encode(volume)
+    grid = features.grid
+    assert features.values.shape[1:] == grid.shape
+    assert torch.isfinite(features.values.float()).all()
+    assert (features.values.float().flatten(1).std(1) > 0).any()
+    assert grid.extent == shape
+    for cells, stride, voxels in zip(grid.shape, grid.stride, shape, strict=True):
+        # the cells reach from the first voxel's outer face to the last one's, and not a whole cell further
+        assert voxels <= cells * stride < voxels + stride
+    for known in (features.centre, features.foreground):
+        if known is not None:
+            assert known.shape == grid.shape
+            assert known.min() >= 0
+            assert known.max() <= 1
+    np.testing.assert_array_equal(volume, untouched)
+
+
+def test_encoding_twice_gives_the_same(encoder):
+    volume = ball_volume(SHAPES[0], [(8, 20, 26)])
+    once, twice = encoder.encode(volume), encoder.encode(volume)
+    assert torch.equal(once.values, twice.values)
+
+
+def test_progress_ends_at_its_total(encoder):
+    told: list[tuple[str, int, int]] = []
+    encoder.encode(ball_volume(SHAPES[0], []), progress=lambda *step: told.append(step))
+    assert {stage for stage, _, _ in told} == {"encode"}
+    assert [done for _, done, _ in told] == list(range(1, told[-1][2] + 1))
+
+
+def test_planted_balls_are_proposed_where_they_are(encoder):
+    """One ball is the seed; the best proposals are all balls, those at the edges too."""
+    volume = ball_volume((49, 59, 57), CENTRES)
+    features = encoder.encode(volume)
+    query = merge_queries([(features.pool([ball_instance(CENTRES[0])]), 1)], [])
+    proposals = propose(features, query, RADIUS, MatchingSettings())
+    assert (proposals.points.zyx >= 0).all()
+    assert (proposals.points.zyx <= np.array(volume.shape) - 1).all()
+    best = proposals.points.zyx[: len(CENTRES)]
+    for centre in CENTRES:
+        assert np.linalg.norm(best - centre, axis=1).min() <= 2, (centre, best)
+
+
+@pytest.mark.parametrize(("spacing", "radius", "shape"), [(5.0, 12.0, (65, 75, 91)), (20.0, 3.0, (21, 24, 33))])
+def test_another_voxel_spacing(encoder, spacing, radius, shape):
+    """The same ball in finer and coarser voxels: the grid still tells where it lies."""
+    centres = [(shape[0] // 2, shape[1] - 2 * radius, 2 * radius), (shape[0] // 2, 2 * radius, shape[2] - 2 * radius)]
+    volume = ball_volume(shape, centres, radius)
+    features = encoder.encode(volume, voxel_spacing=spacing)
+    for cells, stride, voxels in zip(features.grid.shape, features.grid.stride, shape, strict=True):
+        assert voxels - 1e-6 <= cells * stride < voxels + stride
+    query = merge_queries([(features.pool([ball_instance(centres[0], radius)]), 1)], [])
+    proposals = propose(features, query, radius, MatchingSettings())
+    for centre in centres:
+        off = np.linalg.norm(proposals.points.zyx[:2] - centre, axis=1).min()
+        assert off <= max(2, *features.grid.stride), (centre, proposals.points.zyx[:2])
+
+
+# --- EmbedNet's own ---------------------------------------------------------------------------
+
+
+def test_embeddings_are_unit_vectors_and_resampling_scales_the_grid():
+    encoder = load_encoder(EncoderSettings(name="embednet"), CPU)
+    volume = ball_volume((32, 34, 37), [(16, 17, 18)])
+    lengths = encoder.encode(volume).values.float().norm(dim=0)
+    assert torch.allclose(lengths, torch.ones_like(lengths), atol=2e-3)
+    assert encoder.encode(volume, voxel_spacing=10.5).grid.stride == (2, 2, 2)
+    np.testing.assert_allclose(encoder.encode(volume, voxel_spacing=20.0).grid.stride, 1)
+    np.testing.assert_allclose(encoder.encode(volume, voxel_spacing=5.0).grid.stride, (4, 4, 74 / 18))
+
+
+def test_features_hardly_depend_on_the_tiles():
+    """Cells near a tile's border see 32 voxels beyond it; what lies further changes them little."""
+    volume = ball_volume((32, 80, 96), [(16, 30, 40), (12, 60, 70), (20, 64, 20)])
+    whole = load_encoder(EncoderSettings(name="embednet", tile=256), CPU).encode(volume)
+    tiled = load_encoder(EncoderSettings(name="embednet", tile=32), CPU).encode(volume)
+    cosine = (whole.values.float() * tiled.values.float()).sum(0)
+    print(
+        f"cosine between tiled and whole: mean {cosine.mean():.4f} 1% {cosine.quantile(0.01):.4f} min {cosine.min():.4f}; "
+        f"centre {np.abs(whole.centre - tiled.centre).max():.4f}"
+    )
+    assert cosine.mean() > 0.99
+    assert cosine.quantile(0.01) > 0.95
+    assert whole.centre is not None
+    assert tiled.centre is not None
+    assert np.abs(whole.centre - tiled.centre).max() < 0.2
+
+
+edges = st.integers(1, 300)
+
+
+@effort(max_examples=60, deadline=None)
+@given(st.tuples(edges, edges, edges), st.sampled_from([32, 48, 64, 256]))
+def test_tiles_own_every_cell_exactly_once(shape, tile):
+    owned = np.zeros(tuple(-(-n // STRIDE) for n in shape), dtype=np.uint8)
+    for one in tiles_of(shape, tile):
+        owned[one.cells] += 1
+        assert all(edge % 16 == 0 for edge in one.padded)
+        for read, into, padded, mine, cells, size in zip(
+            one.read, one.into, one.padded, one.owned, one.cells, shape, strict=True
+        ):
+            assert 0 <= read.start < read.stop <= size
+            assert into.stop - into.start == read.stop - read.start <= padded
+            assert mine.stop - mine.start == cells.stop - cells.start
+            assert mine.stop * STRIDE <= padded
+            # the same cell: its first voxel, counted in the block and in the tomogram
+            assert read.start + mine.start * STRIDE == cells.start * STRIDE
+            assert read.start == 0 or cells.start * STRIDE - read.start >= HALO
+            assert read.stop == size or read.stop - cells.stop * STRIDE >= HALO
+    assert (owned == 1).all()
+
+
+def test_a_halo_beyond_the_net_s_sight_makes_tiles_exact():
+    """Not the tiling but only the cut halo makes the difference: with enough of it there is none."""
+    from copick_cryosam.encoders import embednet
+
+    volume = ball_volume((32, 32, 224), [(16, 16, 40), (16, 16, 150)])
+    encoder = load_encoder(EncoderSettings(name="embednet", tile=32), CPU)
+    tile = next(one for one in tiles_of(volume.shape, 32, halo=96) if one.cells[2].start == 96 // STRIDE)
+    whole = next(iter(tiles_of(volume.shape, 256)))
+    assert tile.padded[2] == 224
+    np.testing.assert_array_equal(
+        encoder._encode_tile(volume, tile)[0].numpy(),
+        encoder._encode_tile(volume, whole)[0].numpy()[(slice(None), *tile.cells)],
+    )
+    assert embednet.HALO % 16 == 0
+    assert list(itertools.islice(tiles_of((16, 16, 16), 32), 2)) == list(tiles_of((16, 16, 16), 32))

@@ -1,0 +1,228 @@
+"""Bad input gives one line with a hint, a code that is not zero, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+SEED = ("-i", "ribosome:curator/1", "--preset", "fake")
+
+
+def refused(project: Any, result: Any, words: str, before: dict[str, str]) -> None:
+    """Exactly one line says what is wrong, with `words` in it, and the project is as `before`."""
+    assert result.exit_code != 0, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, result.output
+    assert words in errors[0]
+    assert "Traceback" not in result.output
+    assert project.listing() == before
+
+
+def with_noise(project: Any, run: str = "TS_001", **changes: Any) -> None:
+    """Replace a tomogram by one that cannot be used."""
+    volume = np.random.default_rng(5).normal(size=changes.get("shape", project.shape)).astype(np.float32)
+    if "value" in changes:
+        volume[...] = changes["value"]
+    if "nan" in changes:
+        volume[3, 4, 5] = np.nan
+    project.add_tomogram(run, volume)
+
+
+def break_chunk(project: Any, run: str = "TS_001") -> bytes:
+    """Cut a tomogram's chunk in half and return how it was."""
+    path = project.chunk(run)
+    whole: bytes = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return whole
+
+
+Change = Callable[[Any], object]
+UNUSABLE: dict[str, tuple[Change, tuple[str, ...], str]] = {
+    "broken JSON": (lambda p: p.config.write_text("{"), (), "expected JSON"),
+    "no configuration": (lambda p: p.config.write_text("[]"), (), "expected a JSON object"),
+    "unknown file system": (lambda p: p.write_config(overlay_root="nowhere://x"), (), "config"),
+    "unknown object": (lambda p: None, ("-i", "virus:curator/1"), "expected a pickable object"),
+    "no seeds": (lambda p: None, ("-i", "ribosome:nobody/1"), "Picks of ribosome are ribosome:curator/1"),
+    "seeds with a spacing": (lambda p: None, ("-i", "ribosome:curator/1@10"), "found none in 3 runs"),
+    "no seeds in this run": (lambda p: None, ("--seed-runs", "TS_002"), "found none in 1 run"),
+    "seeds outside": (
+        lambda p: p.add_picks("TS_001", [[10.0, 10.0, 1e5]]),
+        (),
+        "run TS_001: expected seeds inside 720 x 640 x 400 Å (x, y, z), found 1 outside, the first at (10, 10, 100000)",
+    ),
+    "seed on noise": (lambda p: with_noise(p), (), "run TS_001: polarity"),
+    "unknown negatives": (lambda p: None, ("--negatives", "gold:curator/1"), "negatives: expected points"),
+    "unknown region": (lambda p: None, ("--roi", "gold:curator/1", "-r", "TS_001"), "expected region of interest"),
+    "wrong spacing": (lambda p: None, ("-t", "wbp@20.0"), "expected tomogram wbp@20.0, found wbp@10.0"),
+    "wrong type": (lambda p: None, ("-t", "denoised@10.0"), "expected tomogram denoised@10.0, found wbp@10.0"),
+    "unknown run": (lambda p: None, ("-r", "TS_009"), "Runs are TS_001, TS_002, TS_003"),
+    "unknown seed run": (lambda p: None, ("--seed-runs", "TS_009"), "found 'TS_009'"),
+    "NaN": (lambda p: with_noise(p, nan=True), (), "run TS_001, tomogram wbp@10.0: expected finite values"),
+    "constant": (lambda p: with_noise(p, value=2.0), (), "expected contrast, found the value 2 in every voxel"),
+    "tiny": (lambda p: with_noise(p, shape=(40, 64, 15)), ("-i", "gold:middle/1"), "expected at least 16 voxels"),
+    "corrupt chunk": (lambda p: break_chunk(p), (), "run TS_001, tomogram wbp@10.0: expected readable chunks"),
+    "wrong polarity": (lambda p: None, ("--polarity", "light"), "Use --polarity dark or --polarity auto"),
+    "unknown encoder": (lambda p: None, ("--encoder", "vit-z"), "expected one of embednet, fake, found 'vit-z'"),
+    "no picks asked for": (lambda p: None, ("--max-picks", "0"), "instances.max_picks"),
+    "negative picks": (lambda p: None, ("--max-picks", "-3"), "instances.max_picks"),
+    "picks in words": (lambda p: None, ("--max-picks", "many"), "'many' is not a valid integer"),
+    "impossible precision": (lambda p: None, ("--min-precision", "2"), "instances.min_precision"),
+    "precision that is no number": (lambda p: None, ("--min-precision", "nan"), "instances.min_precision"),
+    "unknown preset": (lambda p: None, ("--preset", "huge"), "'huge' is not 'embedded'"),
+    "missing settings": (lambda p: None, ("--settings", "/nowhere/settings.yaml"), "settings file"),
+    "report nowhere": (lambda p: None, ("--report", "/nowhere/report.html"), "expected an existing folder"),
+    "output without an object": (lambda p: None, ("-o", "virus:cryosam/1"), "expected a pickable object"),
+    "output that exists": (
+        lambda p: p.add_picks("TS_002", [[1.0, 2.0, 3.0]], user="cryosam"),
+        (),
+        "read-only part of the project",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_refused(ball_project: Any, case: str) -> None:
+    change, arguments, words = UNUSABLE[case]
+    if case == "tiny":
+        ball_project.add_picks("TS_001", [[70.0, 300.0, 200.0]], name="gold", user="middle")
+    change(ball_project)
+    before = ball_project.listing()
+    began = time.perf_counter()
+    refused(ball_project, ball_project.pick(*arguments), words, before)
+    assert time.perf_counter() - began < 10
+
+
+URIS = {
+    "-t": ("", "wbp@", "wbp@ten", "wbp@-10", "wbp@0", "@10", "w*p@10", "wbp@10@10", "wbp@nan"),
+    "-i": ("", ":curator/1", "*:curator/1", "re:ribo:curator/1", "ribosome:/", "rib osome"),
+    "-o": ("ribosome:*x/1", "ribosome:a_b/1", "ribosome:cryosam/a b", "ribosome:curator/1", "ribosome:cryosam/1/2"),
+    "-os": ("ribosome:cryosam/1@20", "ribosome:cryosam/1@x", "ribosome?multilabel=true", "ribosome:a b/1"),
+    "--negatives": ("*", ":x"),
+    "--roi": ("*", "gold@x", ":curator/1"),
+}
+
+
+@pytest.mark.parametrize(("option", "uri"), [(option, uri) for option, uris in URIS.items() for uri in uris])
+def test_malformed_uri(ball_project: Any, option: str, uri: str) -> None:
+    before = ball_project.listing()
+    refused(ball_project, ball_project.pick(option, uri), "URI", before)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("instances: {max_pick: 3}", "setting instances.max_pick"),
+        ("instance: {max_picks: 3}", "setting instance"),
+        ("instances: [1, 2", "not YAML"),
+        ("- 1", "expected a mapping"),
+        ("instances: {max_picks: few}", "instances.max_picks"),
+        ("segmenter: {iou_stop: .inf}", "segmenter.iou_stop"),
+        ("segmenter: {name: sam9}", "expected one of fake, promptnet, found 'sam9'"),
+    ],
+)
+def test_settings_file(ball_project: Any, text: str, words: str) -> None:
+    path = ball_project.folder / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    before = ball_project.listing()
+    refused(ball_project, ball_project.pick("--settings", str(path)), words, before)
+
+
+def test_no_config(ball_project: Any, copick_cli: Any) -> None:
+    before = ball_project.listing()
+    words = ("inference", "cryosam", "-t", "wbp@10.0", *SEED)
+    refused(ball_project, copick_cli(*words), "config: expected a copick configuration, found none", before)
+    refused(ball_project, copick_cli(*words, "-c", "/nowhere.json"), "'/nowhere.json' does not exist", before)
+
+
+def test_no_cuda(ball_project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = ball_project.listing()
+    refused(ball_project, ball_project.pick("--device", "cuda"), "device: expected cuda, found none", before)
+
+
+def test_missing_weights(ball_project: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from copick_cryosam import weights
+
+    monkeypatch.setattr(weights, "files", lambda _: tmp_path)
+    before = ball_project.listing()
+    refused(ball_project, ball_project.pick("--preset", "embedded"), "weights of embednet", before)
+
+
+def test_read_only_overlay(ball_project: Any) -> None:
+    # A file in place of the folder stops every user, also one who may write anywhere.
+    (ball_project.folder / "taken").write_text("", encoding="utf-8")
+    ball_project.write_config(overlay_root=f"local://{ball_project.folder / 'taken' / 'overlay'}")
+    before = ball_project.listing()
+    refused(ball_project, ball_project.pick(), "expected a place that can be written", before)
+
+
+def test_overlay_without_permission(ball_project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    def refuse(self: Any, path: str, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    for name in ("makedirs", "mkdir", "pipe_file"):
+        monkeypatch.setattr(LocalFileSystem, name, refuse)
+    before = ball_project.listing()
+    refused(ball_project, ball_project.pick(), "found: Permission denied", before)
+
+
+def test_one_bad_run_among_good_ones_and_its_retry(ball_project: Any, copick_cli: Any) -> None:
+    whole = break_chunk(ball_project, "TS_002")
+    result = ball_project.pick("--max-picks", "5")
+    assert result.exit_code == 1
+    assert "2 done, 0 skipped, 1 failed" in result.output
+    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert "TS_002" in errors[0]
+    assert "expected readable chunks" in errors[0]
+    assert "Traceback" not in result.output
+    assert not (ball_project.folder / "overlay/ExperimentRuns/TS_002").exists()
+    for run in ("TS_001", "TS_003"):
+        assert len(ball_project.found(run)[0]) == 5
+
+    (line,) = (line for line in result.output.splitlines() if line.startswith("Retry"))
+    command = shlex.split(line.split(": ", 1)[1])
+    assert command[0] == "copick"
+    assert [value for flag, value in itertools.pairwise(command) if flag in ("-r", "--max-picks")] == ["TS_002", "5"]
+    assert "--overwrite" not in line
+
+    ball_project.chunk("TS_002").write_bytes(whole)
+    again = copick_cli(*command[1:])
+    assert again.exit_code == 0, again.output
+    assert "1 done, 0 skipped, 0 failed" in again.output
+    assert len(ball_project.found("TS_002")[0]) == 5
+
+
+def test_seeds_of_a_bad_run_do_not_stop_the_others(ball_project: Any) -> None:
+    ball_project.add_picks("TS_003", ball_project.truth["TS_003"][:1, ::-1] * ball_project.spacing)
+    break_chunk(ball_project, "TS_003")
+    result = ball_project.pick()
+    assert result.exit_code == 1
+    assert "2 done, 0 skipped, 1 failed" in result.output
+    assert "-r TS_003" in result.output
+
+    others = ball_project.pick("-r", "TS_001", "--overwrite")
+    assert others.exit_code == 1
+    assert "1 done, 0 skipped, 0 failed" in others.output
+    assert "Error: seeds of TS_003 were not used: run TS_003" in others.output
+
+
+def test_a_fault_in_a_process_of_its_own(ball_project: Any) -> None:
+    before = ball_project.listing()
+    done = ball_project.start("-t", "wbp@20.0")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "found wbp@10.0. Give one that is stored with -t type@spacing" in done.stderr
+    assert ball_project.listing() == before

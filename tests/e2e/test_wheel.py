@@ -1,0 +1,125 @@
+"""The wheel holds what it needs, and works where nothing of the source tree is.
+
+It is installed into an empty environment that borrows only the dependencies of the one that runs the tests,
+so nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = [ROOT / "src/copick_cryosam/weights" / f"{name}.safetensors" for name in ("embednet", "promptnet")]
+
+pytestmark = pytest.mark.skipif(
+    not all(path.is_file() for path in WEIGHTS), reason="the weights are not in this source tree"
+)
+
+PICK = """
+import numpy as np
+import copick_cryosam
+
+rng = np.random.default_rng(0)
+z, y, x = np.indices((40, 64, 64))
+volume = rng.normal(size=z.shape).astype(np.float32)
+for centre in ((20, 16, 16), (20, 46, 18), (18, 30, 46)):
+    ball = (z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 <= 36
+    volume[ball] -= 3
+found = copick_cryosam.CryoSAM.from_preset("embedded", device="cpu").pick(volume, [[20, 16, 16]], 6, voxel_spacing=10.0)
+nearest = min(np.linalg.norm(np.array(one.centroid_zyx) - (20, 16, 16)) for one in found)
+print(copick_cryosam.__file__, copick_cryosam.__version__, len(found), nearest < 6, sep="\\n")
+"""
+
+
+class Installed:
+    """The environment with the wheel, and a folder to work in that is far from the sources."""
+
+    def __init__(self, folder: Path, wheel: Path) -> None:
+        self.folder = folder / "elsewhere"
+        self.folder.mkdir()
+        self.home = folder / "environment"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.home], check=True)
+        scripts = self.home / ("Scripts" if os.name == "nt" else "bin")
+        self.python, self.command = scripts / "python", scripts / "copick-cryosam"
+        site = self.run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        # Folders named in a .pth file are searched, but their own .pth files (of an editable install, say) are not read.
+        (Path(site) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        pip = (sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", "--no-deps", "--no-index")
+        self.run(*pip, wheel)
+
+    def run(self, *words: object) -> str:
+        """Run a command in the far folder and return what it prints."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COPICK"))}
+        result = subprocess.run(
+            [str(word) for word in words], cwd=self.folder, env=clean, check=False, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def copick(self, *words: str) -> str:
+        """The `copick` command of this environment."""
+        start = "import sys; from copick.cli.cli import main; sys.argv[0] = 'copick'; main()"
+        return self.run(self.python, "-c", start, *words)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source tree with what is installed here."""
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel, installed."""
+    return Installed(tmp_path_factory.mktemp("installed"), wheel)
+
+
+def test_contents(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for needed in (
+        "copick_cryosam/py.typed",
+        "copick_cryosam/templates/report.html.j2",
+        "copick_cryosam/weights/embednet.safetensors",
+        "copick_cryosam/weights/promptnet.safetensors",
+        "copick_cryosam/cli/group.py",
+    ):
+        assert needed in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"copick_cryosam"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if "test" in name.split("/")[0] or name.endswith((".pt", ".pyc"))]
+    sources = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == sources
+    assert wheel.stat().st_size < 20e6
+
+
+def test_picks_without_the_source_tree(installed: Installed) -> None:
+    file, version, count, near = installed.run(installed.python, "-c", PICK).splitlines()
+    assert Path(file).is_relative_to(installed.home)
+    assert version != "unknown"
+    assert int(count) >= 1
+    assert near == "True"
+
+
+def test_commands_are_listed(installed: Installed) -> None:
+    assert "cryosam" in installed.copick("--help")
+    assert "cryosam" in installed.copick("inference", "--help")
+    assert "--preset" in installed.copick("inference", "cryosam", "--help")
+    assert "demo" in installed.run(installed.command, "--help")
+
+
+def test_no_test_file_travels_in_the_command(installed: Installed) -> None:
+    info = installed.copick("cryosam", "info")
+    assert str(ROOT) not in info
+    assert "embednet" in info

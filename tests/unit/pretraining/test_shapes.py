@@ -1,0 +1,85 @@
+"""Random complexes: the radius asked for, centred, and of the family asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from copick_cryosam.pretraining.shapes import FAMILIES, finish, random_shape, read_shape
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("radius", [6.0, 11.0])
+def test_every_family_has_about_the_radius_asked_for(family, radius):
+    found = [random_shape(np.random.default_rng(seed), family=family, radius=radius).radius for seed in range(5)]
+    assert np.abs(np.array(found) / radius - 1).max() < 0.35, found
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_shape_is_a_centred_cube_of_density_in_its_envelope(family):
+    shape = random_shape(np.random.default_rng(3), family=family, radius=8.0)
+    edge = shape.density.shape[0]
+    assert shape.family == family
+    assert shape.density.shape == shape.mask.shape == (edge,) * 3
+    assert edge % 2 == 1
+    assert shape.density.dtype == np.float32
+    assert shape.density.min() >= 0
+    assert 0.7 < shape.density.max() <= 1.5
+    assert np.abs(np.array(ndimage.center_of_mass(shape.density)) - (edge - 1) / 2).max() < 0.25
+    assert shape.density[shape.mask].sum() > 0.75 * shape.density.sum()
+    # nothing is cut off
+    rim = np.ones_like(shape.mask)
+    rim[1:-1, 1:-1, 1:-1] = False
+    assert shape.density[rim].max() < 0.1
+    assert not shape.mask[rim].any()
+
+
+def test_the_radius_holds_95_percent_of_the_envelope():
+    shape = random_shape(np.random.default_rng(0), family="globule", radius=9.0)
+    distance = np.linalg.norm(np.argwhere(shape.mask) - (shape.mask.shape[0] - 1) / 2, axis=1)
+    assert (distance <= shape.radius).mean() == pytest.approx(0.95, abs=0.01)
+
+
+def test_the_same_seed_gives_the_same_shape_and_another_one_another():
+    one, same, other = (random_shape(np.random.default_rng(seed), radius=7.0) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.density, same.density)
+    assert one.density.shape != other.density.shape or not np.array_equal(one.density, other.density)
+
+
+def test_drawn_radii_lie_in_the_range_stated():
+    rng = np.random.default_rng(5)
+    radii = [random_shape(rng).radius for _ in range(25)]
+    assert min(radii) > 4.5 * 0.6
+    assert max(radii) < 15 * 1.4
+    assert np.ptp(radii) > 3
+
+
+@pytest.mark.parametrize("size", [21, 22])
+@pytest.mark.parametrize("at", [(8.0, 10.3, 12.0), (11.5, 9.0, 10.0)])
+def test_finishing_centres_an_off_centre_ball(size, at):
+    distance = np.linalg.norm(np.indices((size,) * 3) - np.array(at)[:, None, None, None], axis=0)
+    shape = finish("ball", "test", (7 / (1 + np.exp(2 * (distance - 5)))).astype(np.float32))
+    middle = (shape.density.shape[0] - 1) / 2
+    assert np.abs(np.array(ndimage.center_of_mass(shape.density)) - middle).max() < 0.1
+    # the envelope is generous: it ends where the smoothed density has fallen to a quarter
+    assert 5 < shape.radius < 6
+    assert shape.density[(int(middle),) * 3] == pytest.approx(1, abs=0.1)
+
+
+def test_cavities_are_part_of_the_envelope():
+    distance = np.linalg.norm(np.indices((41,) * 3) - 20, axis=0)
+    shell = finish("shell", "test", np.exp(-((distance - 9) ** 2) / 4).astype(np.float32))
+    middle = shell.mask.shape[0] // 2
+    assert shell.density[middle, middle, middle] < 0.1
+    assert shell.mask[middle, middle, middle]
+
+
+def test_maps_are_read_from_mrc_files(tmp_path):
+    mrcfile = pytest.importorskip("mrcfile")
+    original = random_shape(np.random.default_rng(4), family="globule", radius=7.0)
+    with mrcfile.new(tmp_path / "9xyz.mrc") as file:
+        file.set_data(original.density * 30)
+    shape = read_shape(tmp_path / "9xyz.mrc")
+    assert (shape.name, shape.family) == ("9xyz", "map")
+    assert shape.radius == pytest.approx(original.radius, rel=0.05)

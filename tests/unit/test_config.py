@@ -1,0 +1,71 @@
+"""Settings: presets, YAML over them, and errors that name the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from copick_cryosam.config import PRESETS, Settings, load_settings, override, preset
+from copick_cryosam.errors import InputError
+
+
+def test_the_default_preset_is_the_embedded_one() -> None:
+    assert preset("embedded") == Settings()
+    assert Settings().encoder.name == "embednet"
+    assert Settings().segmenter.name == "promptnet"
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_know_their_name(name: str) -> None:
+    assert preset(name).preset == name
+
+
+def test_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"expected one of embedded, fake, found 'best'"):
+        preset("best")
+
+
+def test_yaml_changes_only_what_it_names(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("matching:\n  strategy: hierarchical\npolarity: light\n")
+    read = load_settings(path, preset("embedded"))
+    assert read.matching.strategy == "hierarchical"
+    assert read.matching.ratios == Settings().matching.ratios
+    assert read.polarity == "light"
+    assert read.segmenter == Settings().segmenter
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("")
+    assert load_settings(path, preset("embedded")) == preset("embedded")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("matching:\n  tau: 0.5\n", r"setting matching\.tau: extra inputs are not permitted, found 0\.5"),
+        ("segmenter:\n  iou_stop: 2\n", r"setting segmenter\.iou_stop: .* found 2"),
+        ("matching: [1, 2]\n", r"setting matching: .* found \[1, 2\]"),
+        ("- a\n- b\n", "expected a mapping, found list"),
+        ("a: [1\n", "not YAML"),
+    ],
+)
+def test_bad_settings_are_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_settings(path, preset("embedded"))
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml: No such file"):
+        load_settings(tmp_path / "none.yaml", preset("embedded"))
+
+
+def test_settings_survive_a_round_trip() -> None:
+    changed = override(Settings(), {"instances": {"size_range": (0.5, 2.0)}, "matching": {"ratios": (8, 4)}})
+    assert Settings.model_validate_json(changed.model_dump_json()) == changed
