@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, maximum_filter
-from scipy.spatial import cKDTree
 
 from copick_cryosam.errors import DataError, InputError
+from copick_cryosam.suppression import survivors
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 
 __all__ = ["blob_response", "otsu_threshold", "pick_blobs", "propose_blobs"]
@@ -86,7 +86,7 @@ def propose_blobs(volume: NDArray[np.float32], radius_vox: float, *, nms_radius:
     heights = response[tuple(peaks.T)].astype(np.float64)
     order = np.argsort(-heights, kind="stable")
     peaks, heights = peaks[order], heights[order]
-    keep = _suppress(peaks.astype(np.float64), nms_radius * radius_vox)
+    keep = survivors(peaks.astype(np.float64), nms_radius * radius_vox)
     heights = heights[keep]
     return Proposals(points=VoxelPoints(peaks[keep].astype(np.float64)), similarity=heights, score=heights)
 
@@ -116,19 +116,3 @@ def otsu_threshold(values: FloatArray) -> float:
     between = below * (len(ranked) - below) * (mean_above - mean_below) ** 2
     between[ranked[1:] == ranked[:-1]] = -1
     return float(ranked[int(np.argmax(between)) + 1])
-
-
-def _suppress(points: FloatArray, radius: float) -> NDArray[np.int64]:
-    """Indices of the points, given best first, that have no better kept point closer than `radius`."""
-    if len(points) == 0:
-        return np.empty(0, dtype=np.int64)
-    tree = cKDTree(points)
-    alive = np.ones(len(points), dtype=bool)
-    kept: list[int] = []
-    for index in range(len(points)):
-        if alive[index]:
-            kept.append(index)
-            near = np.array(tree.query_ball_point(points[index], radius), dtype=np.int64)
-            close = np.linalg.norm(points[near] - points[index], axis=1) < radius
-            alive[near[close]] = False
-    return np.array(kept, dtype=np.int64)

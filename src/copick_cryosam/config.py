@@ -28,7 +28,11 @@ class EncoderSettings(_Settings):
 
     name: str = Field("embednet", description="registered encoder: embednet, fake")
     tile: int = Field(
-        256, ge=32, le=1024, multiple_of=16, description="edge of the block encoded at once, voxels of the net's spacing"
+        256,
+        ge=32,
+        le=1024,
+        multiple_of=16,
+        description="edge of the block encoded at once, voxels of the net's spacing",
     )
 
 
@@ -81,9 +85,7 @@ class Settings(_Settings):
 
 PRESETS: dict[str, Settings] = {
     "embedded": Settings(),
-    "fake": Settings(
-        preset="fake", encoder=EncoderSettings(name="fake"), segmenter=SegmenterSettings(name="fake")
-    ),
+    "fake": Settings(preset="fake", encoder=EncoderSettings(name="fake"), segmenter=SegmenterSettings(name="fake")),
 }
 """The presets by name. `embedded` needs no download; `fake` needs no weights and serves the tests."""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from copick_cryosam.config import InstanceSettings
 from copick_cryosam.errors import DataError, SeedError
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
+from copick_cryosam.suppression import survivors
 from copick_cryosam.types import FloatArray, Instance, centroids
 
 __all__ = ["best_first", "cut", "drop_duplicates", "drop_wrong_sizes", "from_masks", "select"]
@@ -81,20 +81,7 @@ def drop_duplicates(instances: Sequence[Instance], radius_vox: float, settings: 
     ordered best first.
     """
     ordered = best_first(instances)
-    if len(ordered) < 2:
-        return ordered
-    limit = settings.duplicate_radius * radius_vox
-    points = centroids(ordered).zyx
-    # The tree's own rounding must not decide: ask it for a little more and measure exactly.
-    pairs = cKDTree(points).query_pairs(limit * (1 + 1e-6), output_type="ndarray")
-    close = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1) < limit
-    worse: dict[int, list[int]] = {}
-    for better, other in pairs[close].tolist():
-        worse.setdefault(better, []).append(other)
-    kept = np.ones(len(ordered), dtype=np.bool_)
-    for index in range(len(ordered)):
-        if kept[index]:
-            kept[worse.get(index, [])] = False
+    kept = survivors(centroids(ordered).zyx, settings.duplicate_radius * radius_vox)
     return [one for one, keep in zip(ordered, kept, strict=True) if keep]
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from copick_cryosam.config import MatchingSettings
 from copick_cryosam.errors import InputError
 from copick_cryosam.features import CellGrid, Features
+from copick_cryosam.suppression import survivors
 from copick_cryosam.types import Proposals, VoxelPoints
 
 FloatVolume = NDArray[np.float32]
@@ -181,21 +181,8 @@ def local_maxima(values: FloatVolume, reach: Sequence[float]) -> NDArray[np.int6
 
 def suppress(proposals: Proposals, radius_vox: float) -> Proposals:
     """Non-maximum suppression: best first, drop what lies closer than `radius_vox` to one that stays."""
-    if len(proposals) == 0:
-        return proposals
-    order = np.argsort(-proposals.score, kind="stable")
-    points = proposals.points.zyx[order]
-    # the tree's own rounding must not decide: ask it for a little more and measure exactly
-    pairs = cKDTree(points).query_pairs(radius_vox * (1 + 1e-6), output_type="ndarray")
-    close = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1) < radius_vox
-    worse: dict[int, list[int]] = {}
-    for better, other in pairs[close].tolist():
-        worse.setdefault(better, []).append(other)
-    alive = np.ones(len(points), dtype=bool)
-    for index in range(len(points)):
-        if alive[index]:
-            alive[worse.get(index, [])] = False
-    return proposals[order[alive]]
+    ordered = proposals[np.argsort(-proposals.score, kind="stable")]
+    return ordered[survivors(ordered.points.zyx, radius_vox)]
 
 
 def _inside(points: VoxelPoints, roi: NDArray[np.bool_]) -> NDArray[np.bool_]:

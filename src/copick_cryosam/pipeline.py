@@ -1,7 +1,7 @@
 """CryoSAM on arrays: encode, query, match, segment. No copick is needed here.
 
-    model = CryoSAM.from_preset("embedded")
-    particles = model.pick(volume, seeds_zyx=[[40, 210, 96]], radius_vox=9)
+model = CryoSAM.from_preset("embedded")
+particles = model.pick(volume, seeds_zyx=[[40, 210, 96]], radius_vox=9)
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ class CryoSAM:
             No such device, model or weights.
         """
         device = resolve_device(settings.device)
-        return cls(
-            load_encoder(settings.encoder, device), load_segmenter(settings.segmenter, device), settings, device
-        )
+        return cls(load_encoder(settings.encoder, device), load_segmenter(settings.segmenter, device), settings, device)
 
     @classmethod
     def from_preset(cls, name: str = "embedded", *, device: Device = "auto") -> CryoSAM:

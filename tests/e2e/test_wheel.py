@@ -49,7 +49,7 @@ class Installed:
         scripts = self.home / ("Scripts" if os.name == "nt" else "bin")
         self.python, self.command = scripts / "python", scripts / "copick-cryosam"
         site = self.run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-        # Folders named in a .pth file are searched, but their own .pth files (of an editable install, say) are not read.
+        # A folder named in a .pth file is searched, but the .pth file of an editable install in it is not read.
         (Path(site) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
         pip = (sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", "--no-deps", "--no-index")
         self.run(*pip, wheel)
@@ -119,7 +119,7 @@ def test_commands_are_listed(installed: Installed) -> None:
     assert "demo" in installed.run(installed.command, "--help")
 
 
-def test_no_test_file_travels_in_the_command(installed: Installed) -> None:
+def test_info_finds_the_models_of_the_wheel(installed: Installed) -> None:
     info = installed.copick("cryosam", "info")
     assert str(ROOT) not in info
     assert "embednet" in info

@@ -156,7 +156,7 @@ def test_stale_results_are_told_from_those_of_the_same_job(project: Any) -> None
 def test_a_failing_run_does_not_stop_the_others(project: Any) -> None:
     broken = balls()
     broken[0, 0, 0] = np.nan
-    project.root().get_run("A").get_voxel_spacing(10.0).get_tomogram("wbp").from_numpy(broken, levels=1)
+    project.root().get_run("A").get_voxel_spacing(10.0).get_tomograms("wbp")[0].from_numpy(broken, levels=1)
     summary = run_job(job_for(project), FAKE)
     assert [one.state for one in summary.outcomes] == ["failed", "done", "done"]
     assert isinstance(summary.outcomes[0].error, DataError)
@@ -250,9 +250,9 @@ def test_out_of_memory_names_the_run_and_what_to_halve(
 def test_faults_of_the_program_pass() -> None:
     with pytest.raises(RuntimeError, match="shapes"), naming("A", FAKE):
         raise RuntimeError("shapes do not fit")
-    with pytest.raises(InputError, match="^run A: radius: wrong$"), naming("A", FAKE):
+    with pytest.raises(InputError, match=r"^run A: radius: wrong\. Set it$"), naming("A", FAKE):
         raise InputError("radius: wrong", hint="Set it")
-    with pytest.raises(CryosamError, match="^run A, tomogram x: bad") as caught, naming("A", FAKE):
+    with pytest.raises(CryosamError, match=r"^run A, tomogram x: bad") as caught, naming("A", FAKE):
         raise DataError("run A, tomogram x: bad", hint="Mend it")
     assert caught.value.hint == "Mend it"
 

@@ -189,7 +189,7 @@ def test_the_wrong_polarity_is_refused(dark):
 
 @pytest.mark.parametrize("spacing", [0.0, -10.0, np.nan, 1e4])
 def test_an_impossible_voxel_spacing_is_refused(model, dark, spacing):
-    with pytest.raises(InputError, match="voxel spacing: expected 0.5 to 100 Å"):
+    with pytest.raises(InputError, match=r"voxel spacing: expected 0\.5 to 100 Å"):
         model.pick(dark, [CENTRES[0]], RADIUS, voxel_spacing=spacing)
 
 

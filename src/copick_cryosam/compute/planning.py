@@ -134,8 +134,8 @@ def _estimate(grid: Grid, radius_vox: float, settings: Settings) -> tuple[float,
     voxels = z * y * x
     tile = min(voxels, (settings.encoder.tile + 64) ** 3)
     memory = _PROCESS_BYTES + _BYTES_PER_VOXEL * voxels + _TILE_BYTES_PER_VOXEL * tile
-    # Proposals keep one radius apart, and no more of them than that can lie in the tomogram.
-    proposals = min(settings.matching.max_proposals, max(1.0, voxels / max(radius_vox, 1.0) ** 3))
+    # Particles lie a diameter apart; there are hardly more of them than cubes of that edge.
+    proposals = min(settings.matching.max_proposals, max(1.0, voxels / (2 * max(radius_vox, 1.0)) ** 3))
     decodes = proposals * _DECODES_PER_RADIUS * max(radius_vox, 1.0)
     encode = _ENCODE_SECONDS.get(settings.encoder.name, max(_ENCODE_SECONDS.values())) + _READ_SECONDS
     decode = _DECODE_SECONDS.get(settings.segmenter.name, max(_DECODE_SECONDS.values()))

@@ -155,11 +155,11 @@ class _Work:
         # The last tomogram stays open; let it be one that is searched.
         for run in sorted(self.seeds.positive, key=lambda name: name in self.pending):
             try:
-                opened, found, against = self._read_seeds_of(run, None)
+                seen, found, against = self._read_seeds_of(run, None)
             except CryosamError as error:
                 failures[run] = self._failed(run, error)
                 continue
-            polarity[run] = opened.tomogram.polarity
+            polarity[run] = seen
             seeded.update(found)
             negatives.update(against)
         if not seeded:
@@ -176,7 +176,8 @@ class _Work:
         query = self.model.query(list(seeded.values()), list(negatives.values()))
         return _Target(query=query, seeded=list(seeded.values()), polarity=decided, failures=failures)
 
-    def _read_seeds_of(self, run: str, polarity: str | None) -> tuple[_Opened, dict[str, Seeded], dict[str, Seeded]]:
+    def _read_seeds_of(self, run: str, polarity: str | None) -> tuple[str, dict[str, Seeded], dict[str, Seeded]]:
+        """Polarity, seeds and negatives of a run. The tomogram is not returned: a caller would keep it alive."""
         self.listener.run_started(run, "seeds")
         began = time.perf_counter()
         positive, negative = self.seeds.positive.get(run), self.seeds.negative.get(run)
@@ -196,7 +197,7 @@ class _Work:
         finally:
             self.seconds[run] = time.perf_counter() - began
         self._spacing = self._spacing or (run, spacing)
-        return opened, found, against
+        return opened.tomogram.polarity, found, against
 
     def search(self, run: str, target: _Target) -> Outcome:
         """Search one run and write its results."""

@@ -1,6 +1,6 @@
 """Write a trained net as it ships: float16 safetensors of the averaged weights.
 
-    python -m copick_cryosam.pretraining.export embednet runs/embednet/checkpoint.pt
+python -m copick_cryosam.pretraining.export embednet runs/embednet/checkpoint.pt
 """
 
 from __future__ import annotations

@@ -79,9 +79,7 @@ def _operators(depth: int, width: int, tilts: tuple[float, ...]) -> tuple[sparse
         cols = np.concatenate([low.ravel(), low.ravel() + 1])
         values = np.concatenate([1 - part.ravel(), part.ravel()])
         inside = (cols >= 0) & (cols < width)
-        backward.append(
-            sparse.csr_matrix((values[inside], (rows[inside], cols[inside])), shape=(depth * width, width))
-        )
+        backward.append(sparse.csr_matrix((values[inside], (rows[inside], cols[inside])), shape=(depth * width, width)))
     return sparse.vstack(forward, format="csr"), sparse.hstack(backward, format="csr")
 
 
@@ -97,9 +95,7 @@ def _interpolation(
     values = np.concatenate([1 - part, part]) / np.cos(tilt)
     inside = (cols >= 0) & (cols < width)
     flat = np.concatenate([plane, plane]) * width + cols
-    return sparse.csr_matrix(
-        (values[inside].astype(np.float32), (rows[inside], flat[inside])), shape=(width, size)
-    )
+    return sparse.csr_matrix((values[inside].astype(np.float32), (rows[inside], flat[inside])), shape=(width, size))
 
 
 def contrast_transfer(shape: tuple[int, int], imaging: Imaging) -> NDArray[np.float32]:

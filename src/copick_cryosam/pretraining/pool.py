@@ -71,9 +71,7 @@ def draw_sample(rng: np.random.Generator, maps: Sequence[Shape]) -> Sample:
     imaging = random_imaging(rng)
     crowding = rng.uniform(0.25, 1.0)
     volume = float(np.prod(SAMPLE_SHAPE))
-    counts = tuple(
-        max(3, min(24, round(crowding * 0.35 * volume / kinds / (4.2 * s.radius**3)))) for s in shapes
-    )
+    counts = tuple(max(3, min(24, round(crowding * 0.35 * volume / kinds / (4.2 * s.radius**3)))) for s in shapes)
     volumes, labels, clutters = [], [], []
     truth: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
     for _ in range(2):

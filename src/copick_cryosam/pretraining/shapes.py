@@ -41,9 +41,7 @@ def _render(points: NDArray[np.float64], sigmas: NDArray[np.float64], weights: N
     reach = float(np.abs(points).max() + 4 * sigmas.max())
     half = int(np.ceil(reach))
     axis = np.arange(-half, half + 1, dtype=np.float64)
-    gz, gy, gx = (
-        np.exp(-((axis[None] - points[:, k : k + 1]) ** 2) / (2 * sigmas[:, None] ** 2)) for k in range(3)
-    )
+    gz, gy, gx = (np.exp(-((axis[None] - points[:, k : k + 1]) ** 2) / (2 * sigmas[:, None] ** 2)) for k in range(3))
     return np.einsum("n,nz,ny,nx->zyx", weights, gz, gy, gx, optimize=True).astype(np.float32)
 
 

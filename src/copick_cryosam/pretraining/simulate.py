@@ -225,9 +225,7 @@ def _filament(size: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.flo
     z, y, x = np.ogrid[: size[0], : size[1], : size[2]]
     along = (z - start[0]) * axis[0] + (y - start[1]) * axis[1] + (x - start[2]) * axis[2]
     bend = rng.uniform(-0.001, 0.001) * along**2
-    rest = [
-        (c - s) - along * a - bend * d for c, s, a, d in zip((z, y, x), start, axis, side, strict=True)
-    ]
+    rest = [(c - s) - along * a - bend * d for c, s, a, d in zip((z, y, x), start, axis, side, strict=True)]
     distance = np.sqrt(rest[0] ** 2 + rest[1] ** 2 + rest[2] ** 2)
     if rng.random() < 0.3:
         ring = np.exp(-((distance - rng.uniform(8, 12)) ** 2) / (2 * 1.6**2))

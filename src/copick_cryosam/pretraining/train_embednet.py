@@ -95,7 +95,9 @@ def centre_heat(centres: np.ndarray, radii: np.ndarray, shape: tuple[int, int, i
         stop = np.clip(np.round(centre).astype(int) + half + 1, 0, shape)
         if (stop <= start).any():
             continue
-        axes = [np.exp(-((np.arange(a, b) - c) ** 2) / (2 * sigma**2)) for a, b, c in zip(start, stop, centre, strict=True)]
+        axes = [
+            np.exp(-((np.arange(a, b) - c) ** 2) / (2 * sigma**2)) for a, b, c in zip(start, stop, centre, strict=True)
+        ]
         box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         heat[box] = np.maximum(heat[box], np.einsum("z,y,x->zyx", *axes).astype(np.float32))
     return heat
@@ -204,11 +206,19 @@ def train(arguments: argparse.Namespace) -> None:
         sums += (float(contrast.detach()), float(heads.detach()))
         if step % 50 == 0:
             add_row(arguments.out / "curve.csv", [step, *(sums / 50), time.perf_counter() - began])
-            print(f"step {step}  contrastive {sums[0] / 50:.3f}  maps {sums[1] / 50:.3f}  "
-                  f"{time.perf_counter() - began:.0f} s  {len(paths)} samples", flush=True)
+            print(
+                f"step {step}  contrastive {sums[0] / 50:.3f}  maps {sums[1] / 50:.3f}  "
+                f"{time.perf_counter() - began:.0f} s  {len(paths)} samples",
+                flush=True,
+            )
             sums[:] = 0
         if step % CHECKPOINT_EVERY == 0 or step == arguments.steps:
-            state = {"net": net.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+            state = {
+                "net": net.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+            }
             torch.save(state, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
 

@@ -140,7 +140,9 @@ def plane_loss(outputs: tuple[Tensor, Tensor, Tensor], truth: Tensor) -> tuple[T
     return (10 * focal + dice * there + 0.3 * judged).mean() + 0.5 * exists, true_iou
 
 
-def follow(net: PromptNet, stack: Tensor, labels: Tensor, start: Start, window: int, *, bf16: bool) -> tuple[Tensor, Tensor]:
+def follow(
+    net: PromptNet, stack: Tensor, labels: Tensor, start: Start, window: int, *, bf16: bool
+) -> tuple[Tensor, Tensor]:
     """Loss summed over a roll-out, and the IoU with the truth on each of its planes where the object is."""
     planes, clicks, previous = start.planes, start.clicks, start.previous
     total, scores = torch.zeros(()), []
@@ -219,11 +221,19 @@ def train(arguments: argparse.Namespace) -> None:
         if step % 50 == 0:
             row = np.nanmean(scores, axis=0)
             add_row(arguments.out / "curve.csv", [step, np.mean(losses), *row, time.perf_counter() - began])
-            print(f"step {step}  loss {np.mean(losses):.3f}  IoU by plane {np.round(row, 3)}  "
-                  f"{time.perf_counter() - began:.0f} s", flush=True)
+            print(
+                f"step {step}  loss {np.mean(losses):.3f}  IoU by plane {np.round(row, 3)}  "
+                f"{time.perf_counter() - began:.0f} s",
+                flush=True,
+            )
             losses, scores = [], []
         if step % CHECKPOINT_EVERY == 0 or step == arguments.steps:
-            state = {"net": net.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+            state = {
+                "net": net.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+            }
             torch.save(state, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
 

@@ -60,9 +60,7 @@ def held_out_shapes(templates: Path | None, rng: np.random.Generator) -> list[Sh
     if templates is not None:
         shapes += [read_shape(templates / f"{name}.mrc") for name in HELD_OUT_MAPS]
     for family in HELD_OUT_FAMILIES:
-        shapes += [
-            random_shape(rng, family=family, radius=radius, name=f"{family}-{radius}") for radius in (8, 11)
-        ]
+        shapes += [random_shape(rng, family=family, radius=radius, name=f"{family}-{radius}") for radius in (8, 11)]
     return shapes
 
 
@@ -102,8 +100,14 @@ def score_kind(
         )
     query = model.query([seeded])
     found = [model.search(one, query, [seeded], shape.radius) for one in opened]
-    picks = [_scores(centroids(f.instances), _rank(f), t, seed, shape.radius, i) for i, (f, t) in enumerate(zip(found, truths, strict=True))]
-    proposals = [_scores(f.proposals.points, f.proposals.score, t, seed, shape.radius, i) for i, (f, t) in enumerate(zip(found, truths, strict=True))]
+    picks = [
+        _scores(centroids(f.instances), _rank(f), t, seed, shape.radius, i)
+        for i, (f, t) in enumerate(zip(found, truths, strict=True))
+    ]
+    proposals = [
+        _scores(f.proposals.points, f.proposals.score, t, seed, shape.radius, i)
+        for i, (f, t) in enumerate(zip(found, truths, strict=True))
+    ]
     pooled = evaluation.pool(picks)
     everything = evaluation.pool(proposals)
     dices = [d for f, s in zip(found, specimens, strict=True) for d in mask_dices(f.instances, s, kind)]
@@ -123,7 +127,12 @@ def _rank(found: Found) -> NDArray[np.float64]:
 
 
 def _scores(
-    points: VoxelPoints, scores: NDArray[np.float64], truth: NDArray[np.float64], seed: VoxelPoints, radius: float, run: int
+    points: VoxelPoints,
+    scores: NDArray[np.float64],
+    truth: NDArray[np.float64],
+    seed: VoxelPoints,
+    radius: float,
+    run: int,
 ) -> evaluation.LocalizationScores:
     """Scores of one tomogram at 1 Å per voxel; the seed lies in the first."""
     grid = Grid(SHAPE, 1.0)

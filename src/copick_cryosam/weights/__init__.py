@@ -40,8 +40,6 @@ def load_weights(name: str, net: nn.Module) -> str:
     from safetensors.torch import load
 
     content = weight_bytes(name)
-    state = {
-        key: value.float() if value.dtype == torch.float16 else value for key, value in load(content).items()
-    }
+    state = {key: value.float() if value.dtype == torch.float16 else value for key, value in load(content).items()}
     net.load_state_dict(state)
     return f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"

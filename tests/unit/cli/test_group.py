@@ -23,7 +23,8 @@ def test_commands_are_listed_without_import() -> None:
         "from click.testing import CliRunner\n"
         "from copick_cryosam.cli.group import cryosam\n"
         "print(CliRunner().invoke(cryosam, ['--help']).output)\n"
-        "sys.exit(', '.join(name for name in ('torch', 'numpy', 'copick_cryosam.cli.info') if name in sys.modules) or 0)"
+        "names = ('torch', 'numpy', 'copick_cryosam.cli.info')\n"
+        "sys.exit(', '.join(name for name in names if name in sys.modules) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

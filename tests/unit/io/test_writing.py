@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from copick_cryosam.errors import NotFoundError, OutputError
-from copick_cryosam.io import writing
 from copick_cryosam.io.job import Job
 from copick_cryosam.io.project import open_project
 from copick_cryosam.io.writing import OutputState, Writer
