@@ -33,7 +33,7 @@ class Imaging:
     snr : variance of the signal over variance of the noise in the untilted image
     phase_flip : correct the CTF's sign before reconstruction
     cutoff : fraction of Nyquist beyond which the ramp filter falls off
-    low_pass : width in Å (two standard deviations) of a Gaussian applied to the tomogram, 0 for none (the look of a filtered volume)
+    low_pass : width in Å (two standard deviations) of a Gaussian applied to the tomogram, 0 for none
     """
 
     voxel_spacing: float = 10.0

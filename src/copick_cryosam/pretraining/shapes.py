@@ -42,7 +42,7 @@ def _render(points: NDArray[np.float64], sigmas: NDArray[np.float64], weights: N
     half = int(np.ceil(reach))
     axis = np.arange(-half, half + 1, dtype=np.float64)
     gz, gy, gx = (np.exp(-((axis[None] - points[:, k : k + 1]) ** 2) / (2 * sigmas[:, None] ** 2)) for k in range(3))
-    return np.einsum("n,nz,ny,nx->zyx", weights, gz, gy, gx, optimize=True).astype(np.float32)
+    return np.asarray(np.einsum("n,nz,ny,nx->zyx", weights, gz, gy, gx, optimize=True), dtype=np.float32)
 
 
 def finish(name: str, family: str, density: FloatVolume) -> Shape:
@@ -77,7 +77,7 @@ def finish(name: str, family: str, density: FloatVolume) -> Shape:
 
 def _spin(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
     c, s = np.cos(angle), np.sin(angle)
-    return points @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]).T
+    return np.asarray(points @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]).T)
 
 
 def _walk(rng: np.random.Generator, count: int, step: float) -> NDArray[np.float64]:

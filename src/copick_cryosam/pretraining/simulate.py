@@ -82,7 +82,10 @@ def build(scene: Scene, shapes: Sequence[Shape], rng: np.random.Generator) -> Sp
     density += beads
     taken = ndimage.binary_dilation(clutter, iterations=1) if clutter.any() else clutter.copy()
     labels = np.zeros(size, dtype=np.uint16)
-    kinds, centres, rotations, radii = [], [], [], []
+    kinds: list[int] = []
+    centres: list[NDArray[np.float64]] = []
+    rotations: list[NDArray[np.float64]] = []
+    radii: list[float] = []
     for kind in sorted(range(len(shapes)), key=lambda k: -shapes[k].radius):
         # the margin is populated at the same density, so that the cut edge looks like the middle
         wanted = round(scene.counts[kind] * size[2] / width)
@@ -128,7 +131,7 @@ def centres_inside(specimen: Specimen, kind: int | None = None) -> NDArray[np.fl
     _, _, inside = crop_truth(specimen)
     if kind is not None:
         inside = inside[specimen.kinds[inside] == kind]
-    return specimen.centres_zyx[inside].reshape(-1, 3) - np.array([0, 0, MARGIN])
+    return np.asarray(specimen.centres_zyx[inside].reshape(-1, 3) - np.array([0, 0, MARGIN]))
 
 
 def _try_place(

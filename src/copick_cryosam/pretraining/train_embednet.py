@@ -63,7 +63,7 @@ def prepare(sample: Sample, rng: np.random.Generator, crop: tuple[int, int, int]
         heat = centre_heat(sample.centres[t] - np.array(start), sample.radii[t], crop)
         maps = [standardise(sample.volumes[t])[box] * gain, sample.labels[t][box], heat, sample.clutter[t][box]]
         for k, array in enumerate(maps):
-            array = np.flip(array, flips)
+            array = np.flip(array, tuple(flips))
             maps[k] = np.ascontiguousarray(array.swapaxes(1, 2) if swap else array)
         volume, label, heat, clutter = maps
         front = F.avg_pool3d(torch.from_numpy((label > 0).astype(np.float32))[None, None], STRIDE)[0, 0]
@@ -85,7 +85,7 @@ def prepare(sample: Sample, rng: np.random.Generator, crop: tuple[int, int, int]
     )
 
 
-def centre_heat(centres: np.ndarray, radii: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:  # type: ignore[type-arg]
+def centre_heat(centres: np.ndarray, radii: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """A Gaussian of 0.35 radii at every centre, the highest where they meet; float32, `shape`."""
     heat = np.zeros(shape, dtype=np.float32)
     for centre, radius in zip(centres, radii, strict=True):
@@ -198,7 +198,7 @@ def train(arguments: argparse.Namespace) -> None:
         heads = map_loss(maps.float(), batch)
         loss = contrast + arguments.heads_weight * heads
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimiser.step()
         step += 1

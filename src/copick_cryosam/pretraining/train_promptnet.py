@@ -220,7 +220,7 @@ def train(arguments: argparse.Namespace) -> None:
         step += 1
         if step % 50 == 0:
             row = np.nanmean(scores, axis=0)
-            add_row(arguments.out / "curve.csv", [step, np.mean(losses), *row, time.perf_counter() - began])
+            add_row(arguments.out / "curve.csv", [step, float(np.mean(losses)), *row, time.perf_counter() - began])
             print(
                 f"step {step}  loss {np.mean(losses):.3f}  IoU by plane {np.round(row, 3)}  "
                 f"{time.perf_counter() - began:.0f} s",
