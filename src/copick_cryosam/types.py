@@ -166,8 +166,9 @@ def paint(shape_zyx: tuple[int, int, int], instances: Sequence[Instance]) -> NDA
     Where masks overlap, the earlier instance keeps the voxel; callers order them best first. uint16, or
     uint32 where there are too many instances for it.
     """
-    many = len(instances) > np.iinfo(np.uint16).max
-    labels: NDArray[np.uint16] | NDArray[np.uint32] = np.zeros(shape_zyx, dtype=np.uint32 if many else np.uint16)
+    labels: NDArray[np.uint16] | NDArray[np.uint32] = np.zeros(shape_zyx, dtype=np.uint16)
+    if len(instances) > np.iinfo(np.uint16).max:
+        labels = np.zeros(shape_zyx, dtype=np.uint32)
     for label, one in enumerate(instances, start=1):
         view = labels[one.slices]
         view[one.mask & (view == 0)] = label

@@ -1,6 +1,6 @@
 """Train EmbedNet on simulated pairs of tomograms.
 
-    python -m copick_cryosam.pretraining.train_embednet --pool FOLDER --out FOLDER --steps 4000
+    python -m copick_cryosam.pretraining.train_embednet --pool FOLDER --out FOLDER --steps 3600
 
 The query of CryoSAM is the mean feature over a particle's mask (eq. 4), so that is what is trained: the
 mean over one particle must be closer to the cells of every other particle of its kind, in both
@@ -11,13 +11,8 @@ heads learn the foreground and the centres of particles of any kind.
 from __future__ import annotations
 
 import argparse
-import copy
-import csv
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,12 +21,12 @@ from torch import Tensor
 
 from copick_cryosam.contrast import standardise
 from copick_cryosam.encoders.embednet import STRIDE, EmbedNet
-from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths
+from copick_cryosam.pretraining import loop
+from copick_cryosam.pretraining.pool import Sample
 
 TEMPERATURE = 0.1
 CELLS_PER_PARTICLE = 12
 BACKGROUND_CELLS = 768
-CHECKPOINT_EVERY = 200
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -159,98 +154,31 @@ def map_loss(maps: Tensor, batch: Batch) -> Tensor:
     return a + b
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, then a cosine to 2% of the peak."""
-    if step < 100:
-        return peak * (step + 1) / 100
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - 100) / max(1, steps - 100)))))
-
-
 def train(arguments: argparse.Namespace) -> None:
-    """The loop; a checkpoint every `CHECKPOINT_EVERY` steps, from which an interrupted training goes on."""
+    """Train with the options of `main`."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     net = EmbedNet().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    average = copy.deepcopy(net)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=arguments.rate, weight_decay=1e-4)
-    checkpoint = arguments.out / "checkpoint.pt"
-    step = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        net.load_state_dict(state["net"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        step = int(state["step"])
-    began, sums = time.perf_counter(), np.zeros(2)
-    while step < arguments.steps:
-        rng = np.random.default_rng([arguments.seed, step])
+
+    def loss_of(sample: Sample, step: int) -> tuple[Tensor, Sequence[float]]:
         generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
-        paths = sample_paths(arguments.pool)
-        batch = prepare(load_sample(paths[int(rng.integers(len(paths)))]), rng, tuple(arguments.crop))
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, arguments.steps, arguments.rate)
+        batch = prepare(sample, np.random.default_rng([arguments.seed, step, 1]), tuple(arguments.crop))
         # in the second half the batch statistics stand still, as they do when the net is used
         net.train(step < arguments.steps // 2)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
             embeddings, maps = net(batch.volumes.contiguous(memory_format=torch.channels_last_3d))
         contrast = contrastive_loss(embeddings.float(), batch, generator)
         heads = map_loss(maps.float(), batch)
-        loss = contrast + arguments.heads_weight * heads
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-        optimiser.step()
-        step += 1
-        _follow(average, net, min(0.998, 1 - 1 / (step / 4 + 1)))
-        sums += (float(contrast.detach()), float(heads.detach()))
-        if step % 50 == 0:
-            add_row(arguments.out / "curve.csv", [step, *(sums / 50), time.perf_counter() - began])
-            print(
-                f"step {step}  contrastive {sums[0] / 50:.3f}  maps {sums[1] / 50:.3f}  "
-                f"{time.perf_counter() - began:.0f} s  {len(paths)} samples",
-                flush=True,
-            )
-            sums[:] = 0
-        if step % CHECKPOINT_EVERY == 0 or step == arguments.steps:
-            state = {
-                "net": net.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step,
-            }
-            torch.save(state, checkpoint.with_suffix(".partial"))
-            checkpoint.with_suffix(".partial").replace(checkpoint)
+        return contrast + arguments.heads_weight * heads, (float(contrast.detach()), float(heads.detach()))
 
-
-def add_row(curve: Path, row: Sequence[float]) -> None:
-    """Append a row to the training curve, a CSV file."""
-    with curve.open("a", newline="") as file:
-        csv.writer(file).writerow(row)
-
-
-@torch.no_grad()
-def _follow(average: torch.nn.Module, net: torch.nn.Module, decay: float) -> None:
-    """Exponential average of weights and batch statistics."""
-    for slow, fast in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
-        if slow.dtype.is_floating_point:
-            slow.lerp_(fast, 1 - decay)
-        else:
-            slow.copy_(fast)
+    loop.run(arguments, net, loss_of, ("contrastive", "maps"))
 
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser = loop.options(__doc__, steps=3600)
     parser.add_argument("--heads-weight", type=float, default=2.0)
     parser.add_argument("--crop", type=int, nargs=3, default=(48, 96, 96))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--bf16", action="store_true")
     train(parser.parse_args())
 
 

@@ -1,6 +1,6 @@
 """Train PromptNet on simulated tomograms.
 
-    python -m copick_cryosam.pretraining.train_promptnet --pool FOLDER --out FOLDER --steps 4000
+    python -m copick_cryosam.pretraining.train_promptnet --pool FOLDER --out FOLDER --steps 1000
 
 Each step clicks on particles of one tomogram and follows them over a few planes, as cross-plane
 self-prompting does: the net's own mask of one plane prompts the next, so that it learns to recover
@@ -10,10 +10,8 @@ from its own drift and to notice where the object ends.
 from __future__ import annotations
 
 import argparse
-import copy
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,15 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from copick_cryosam.contrast import standardise
-from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths
-from copick_cryosam.pretraining.train_embednet import _follow, add_row, learning_rate
+from copick_cryosam.pretraining import loop
+from copick_cryosam.pretraining.pool import Sample
 from copick_cryosam.segmenters.promptnet import PIXELS, PromptNet, assemble, to_pixels, windows_of
 
 ROLLOUT = 4
 """Planes followed from each start."""
 PROMPTS = 14
 """Prompts per tomogram and axis."""
-CHECKPOINT_EVERY = 200
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -184,71 +181,26 @@ def step_loss(net: PromptNet, sample: Sample, rng: np.random.Generator, *, bf16:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """The loop; a checkpoint every `CHECKPOINT_EVERY` steps, from which an interrupted training goes on."""
+    """Train with the options of `main`."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     net = PromptNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(net)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=arguments.rate, weight_decay=1e-4)
-    checkpoint = arguments.out / "checkpoint.pt"
-    step = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        net.load_state_dict(state["net"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        step = int(state["step"])
-    began, losses, scores = time.perf_counter(), [], []
-    while step < arguments.steps:
-        rng = np.random.default_rng([arguments.seed, step])
-        paths = sample_paths(arguments.pool)
-        sample = load_sample(paths[int(rng.integers(len(paths)))])
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, arguments.steps, arguments.rate)
-        net.train()
+
+    def loss_of(sample: Sample, step: int) -> tuple[Tensor, Sequence[float]] | None:
+        rng = np.random.default_rng([arguments.seed, step, 1])
         parts = [found for found in (step_loss(net, sample, rng, bf16=arguments.bf16) for _ in range(2)) if found]
-        if parts:
-            loss = torch.stack([part[0] for part in parts]).mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-            optimiser.step()
-            _follow(average, net, min(0.998, 1 - 1 / (step / 4 + 1)))
-            losses.append(float(loss.detach()))
-            scores.append(np.nanmean([part[1].numpy() for part in parts], axis=0))
-        step += 1
-        if step % 50 == 0:
-            row = np.nanmean(scores, axis=0)
-            add_row(arguments.out / "curve.csv", [step, float(np.mean(losses)), *row, time.perf_counter() - began])
-            print(
-                f"step {step}  loss {np.mean(losses):.3f}  IoU by plane {np.round(row, 3)}  "
-                f"{time.perf_counter() - began:.0f} s",
-                flush=True,
-            )
-            losses, scores = [], []
-        if step % CHECKPOINT_EVERY == 0 or step == arguments.steps:
-            state = {
-                "net": net.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step,
-            }
-            torch.save(state, checkpoint.with_suffix(".partial"))
-            checkpoint.with_suffix(".partial").replace(checkpoint)
+        if not parts:
+            return None
+        loss = torch.stack([part[0] for part in parts]).mean()
+        scores = torch.stack([part[1] for part in parts]).nanmean(dim=0)
+        return loss, (float(loss.detach()), *scores.tolist())
+
+    loop.run(arguments, net, loss_of, ("loss", *(f"IoU-{plane}" for plane in range(ROLLOUT))))
 
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--bf16", action="store_true")
-    train(parser.parse_args())
+    train(loop.options(__doc__, steps=1000).parse_args())
 
 
 if __name__ == "__main__":

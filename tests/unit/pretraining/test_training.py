@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from copick_cryosam.encoders.embednet import EmbedNet
-from copick_cryosam.pretraining import train_embednet, train_promptnet
+from copick_cryosam.pretraining import loop, train_embednet, train_promptnet
 from copick_cryosam.pretraining.export import export
 from copick_cryosam.pretraining.imaging import Imaging
 from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths, save_sample
@@ -78,7 +78,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name, pool, tmp_p
     whole = checkpoint(tmp_path / "whole")
     assert whole["step"] == 2
 
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 1)
     loads = []
 
     def stops_at_the_second(path):
@@ -87,11 +87,11 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name, pool, tmp_p
             raise KeyboardInterrupt
         return load_sample(path)
 
-    monkeypatch.setattr(training, "load_sample", stops_at_the_second)
+    monkeypatch.setattr(loop, "load_sample", stops_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         training.train(arguments(pool, tmp_path / "broken"))
     assert checkpoint(tmp_path / "broken")["step"] == 1
-    monkeypatch.setattr(training, "load_sample", load_sample)
+    monkeypatch.setattr(loop, "load_sample", load_sample)
     training.train(arguments(pool, tmp_path / "broken"))
     resumed = checkpoint(tmp_path / "broken")
 
@@ -239,7 +239,7 @@ def test_the_loss_of_a_plane_prefers_the_truth():
 
 
 def test_the_learning_rate_warms_up_and_falls():
-    rates = [train_embednet.learning_rate(step, 1000, 1e-3) for step in range(1000)]
+    rates = [loop.learning_rate(step, 1000, 1e-3) for step in range(1000)]
     assert rates[0] == pytest.approx(1e-5)
     assert max(rates) == pytest.approx(1e-3)
     assert rates[100:] == sorted(rates[100:], reverse=True)
