@@ -55,7 +55,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format $(CODE)
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pytest -s tests/bench/bench_*.py
+	$(BIN)/python tests/bench/bench_embedded.py
 
 microtubule: $(INSTALLED)
 	$(BIN)/python tests/e2e/microtubule.py

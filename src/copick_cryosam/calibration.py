@@ -1,8 +1,10 @@
 """Calibration without labels: from the scores of proposals to their expected precision.
 
-Similarity peaks after suppression are a mixture of particles like the query and of everything else. A
-mixture of two normal distributions is fitted to them, one for each; the share of the upper one at a
-score is the expected precision there.
+Peaks of similarity after suppression are a mixture of particles like the seeds and of everything else:
+background, and look-alikes. The seeds themselves say where the particles' scores lie; the rest of the
+tomogram says how the others are distributed. A mixture of three normal distributions is fitted, one for
+particles and two for the others, with the seeds as prior; the share of the first at a score is the
+expected precision there.
 """
 
 from __future__ import annotations
@@ -10,12 +12,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
+from copick_cryosam.errors import DataError
 from copick_cryosam.types import FloatArray, Proposals
 
 MIN_PROPOSALS = 8
 """With fewer there is nothing to fit; all are kept."""
+
+_SEED_BONUS = 0.25
+"""How much better a seed scores against its own query than another particle does (Fisher z; on simulations)."""
+_PRIOR_SPREAD = 0.15
+"""Standard deviation of the particles' mean around that expectation, Fisher z."""
+_WIDTH = 0.14
+"""Usual standard deviation of the particles' scores, Fisher z."""
+_WIDTH_WEIGHT = 10.0
+"""How many particles that usual width is worth."""
+_LIMIT = 0.995
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,7 +36,7 @@ class Calibration:
 
     Attributes
     ----------
-    expected_precision : shape (N,), falls with the rank
+    expected_precision : shape (N,), falls with the rank; NaN where there were too few to fit
     threshold : the lowest score that is kept
     kept : how many of the best proposals are kept
     """
@@ -34,18 +46,29 @@ class Calibration:
     kept: int
 
 
-def calibrate(proposals: Proposals, min_precision: float | None) -> Calibration:
+def calibrate(proposals: Proposals, seed_scores: FloatArray, min_precision: float | None) -> Calibration:
     """Expected precision of every proposal, and where to stop.
 
     Parameters
     ----------
     proposals : best first
+    seed_scores : scores of the seeds against the query, shape (M,), M >= 1
     min_precision : keep those of at least this expected precision; None: maximise the expected F1
+
+    Raises
+    ------
+    DataError
+        A precision is asked for and there are too few proposals to tell it.
     """
     scores = proposals.score
     if len(scores) < MIN_PROPOSALS:
+        if min_precision is not None and len(scores):
+            raise DataError(
+                f"min_precision: expected at least {MIN_PROPOSALS} proposals to calibrate, found {len(scores)}",
+                hint="Leave --min-precision out, or limit the picks by --max-picks",
+            )
         return Calibration(expected_precision=np.full(len(scores), np.nan), threshold=-np.inf, kept=len(scores))
-    precision = mixture_precision(scores)
+    precision = mixture_precision(scores, seed_scores)
     kept = expected_f1_optimum(precision) if min_precision is None else int((precision >= min_precision).sum())
     threshold = float(scores[kept - 1]) if kept else float("inf")
     return Calibration(expected_precision=precision, threshold=threshold, kept=kept)
@@ -59,48 +82,46 @@ def expected_f1_optimum(precision: FloatArray) -> int:
     return int(np.argmax(2 * hits / (np.arange(1, len(precision) + 1) + hits[-1]))) + 1
 
 
-def mixture_precision(scores: FloatArray) -> FloatArray:
-    """Share of the upper of two normal components at each score; made to fall with the score.
+def fisher_z(scores: FloatArray) -> FloatArray:
+    """Fisher's transform of a cosine: on it, the spread of scores hardly depends on their height."""
+    return np.arctanh(np.clip(scores, -_LIMIT, _LIMIT))
 
-    Expectation maximisation. It starts from the widest gap in the sense of Otsu (two classes of least
-    variance). Scores are compared on a logit scale, on which both components are closer to normal.
+
+def mixture_precision(scores: FloatArray, seed_scores: FloatArray) -> FloatArray:
+    """Share of the particles' component at each score; made to rise with the score.
+
+    Expectation maximisation with a normal prior on the particles' mean and a pseudo-count on their width.
+    The others' components may overlap with it but never lie above it.
     """
-    values = np.log(np.clip(scores, 1e-4, 1 - 1e-4)) - np.log1p(-np.clip(scores, 1e-4, 1 - 1e-4))
-    order = np.argsort(values)
-    ranked = values[order]
-    split = _otsu_split(ranked)
-    upper = np.zeros(len(ranked))
-    upper[split:] = 1
-    for _ in range(200):
-        share = upper.mean()
-        if share in (0.0, 1.0):
+    z = fisher_z(scores)
+    expected = float(fisher_z(seed_scores).mean()) - _SEED_BONUS / len(seed_scores)
+    # a seed can score above everything else only because it is the seed; never expect more than the best
+    expected = min(expected, float(np.quantile(z, 1 - 2 / len(z))))
+    means = np.array([float(np.median(z)), (float(np.median(z)) + expected) / 2, expected])
+    widths = np.array([max(float(z.std()), 0.05), _WIDTH, _WIDTH])
+    shares = np.array([0.7, 0.25, 0.05])
+    for _ in range(300):
+        member = _memberships(z, shares, means, widths)
+        totals = member.sum(axis=0)
+        before = means.copy()
+        means = (member * z[:, None]).sum(axis=0) / np.maximum(totals, 1e-9)
+        weight = widths[2] ** 2 / _PRIOR_SPREAD**2
+        means[2] = (totals[2] * means[2] + weight * expected) / (totals[2] + weight)
+        means[:2] = np.minimum(means[:2], means[2] - widths[2])
+        squares = (member * (z[:, None] - means) ** 2).sum(axis=0)
+        widths = np.sqrt((squares + _WIDTH_WEIGHT * _WIDTH**2) / (totals + _WIDTH_WEIGHT))
+        shares = np.maximum(totals, 0.5) / np.maximum(totals, 0.5).sum()
+        if np.abs(means - before).max() < 1e-6:
             break
-        low, high = _moments(ranked, 1 - upper), _moments(ranked, upper)
-        # the classes change places where one is much wider; equal widths at the outer sides forbid that
-        spread = max(high[1], 0.25 * low[1])
-        a = np.log(1 - share) + norm.logpdf(ranked, *low)
-        b = np.log(share) + norm.logpdf(ranked, high[0], spread)
-        updated = 1 / (1 + np.exp(np.clip(a - b, -60, 60)))
-        updated[ranked <= low[0]] = np.minimum(updated[ranked <= low[0]], 0.5 * share)
-        updated[ranked >= high[0]] = np.maximum(updated[ranked >= high[0]], updated[np.searchsorted(ranked, high[0])])
-        if np.abs(updated - upper).max() < 1e-5:
-            break
-        upper = updated
-    precision = np.empty(len(scores))
-    precision[order] = np.maximum.accumulate(upper)
+    order = np.argsort(z, kind="stable")
+    precision = np.empty(len(z))
+    precision[order] = np.maximum.accumulate(_memberships(z, shares, means, widths)[order, 2])
     return precision
 
 
-def _moments(values: FloatArray, weights: FloatArray) -> tuple[float, float]:
-    total = max(float(weights.sum()), 1e-9)
-    mean = float((values * weights).sum() / total)
-    return mean, max(float(np.sqrt((weights * (values - mean) ** 2).sum() / total)), 0.05)
-
-
-def _otsu_split(ranked: FloatArray) -> int:
-    """First index of the upper class that minimises the variance within both classes."""
-    n = np.arange(1, len(ranked))
-    sums = np.cumsum(ranked)[:-1]
-    total = ranked.sum()
-    between = n * (len(ranked) - n) * (sums / n - (total - sums) / (len(ranked) - n)) ** 2
-    return int(np.argmax(between)) + 1
+def _memberships(z: FloatArray, shares: FloatArray, means: FloatArray, widths: FloatArray) -> FloatArray:
+    """Probability of each component at each score, shape (N, 3)."""
+    logs = np.log(shares) - np.log(widths) - (z[:, None] - means) ** 2 / (2 * widths**2)
+    logs -= logs.max(axis=1, keepdims=True)
+    parts = np.exp(logs)
+    return np.asarray(parts / parts.sum(axis=1, keepdims=True))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from copick_cryosam.errors import InputError
 
@@ -52,6 +52,14 @@ class MatchingSettings(_Settings):
 
     strategy: Literal["exhaustive", "hierarchical"] = "exhaustive"
     ratios: tuple[int, ...] = Field((16, 8, 4), description="downsampling ratios of the hierarchy, in voxels")
+
+    @field_validator("ratios")
+    @classmethod
+    def _coarse_to_fine(cls, ratios: tuple[int, ...]) -> tuple[int, ...]:
+        if not ratios or ratios[-1] < 1 or list(ratios) != sorted(set(ratios), reverse=True):
+            raise ValueError("expected whole numbers from coarse to fine, such as 16, 8, 4")
+        return ratios
+
     similarity_threshold: float = Field(0.5, ge=-1, le=1, description="tau_sim, at every level")
     max_proposals: int = Field(512, ge=1, description="K: the best proposals that are segmented")
     smoothing: float = Field(0.35, gt=0, le=2, description="width of the average over the map, in object radii")
@@ -64,6 +72,14 @@ class InstanceSettings(_Settings):
     size_range: tuple[float, float] = Field(
         (0.25, 4.0), description="allowed voxel count, as multiples of the seeds' median count"
     )
+
+    @field_validator("size_range")
+    @classmethod
+    def _low_to_high(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= bounds[0] < bounds[1]:
+            raise ValueError("expected two factors, the lower first, such as 0.25, 4")
+        return bounds
+
     duplicate_radius: float = Field(1.0, gt=0, le=4, description="two picks closer than this are one, in object radii")
     min_precision: float | None = Field(
         None, ge=0, le=1, description="keep picks of at least this expected precision; none: the best expected F1"

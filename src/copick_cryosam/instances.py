@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from copick_cryosam.config import InstanceSettings
-from copick_cryosam.errors import DataError, SeedError
+from copick_cryosam.errors import SeedError
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
 from copick_cryosam.suppression import survivors
 from copick_cryosam.types import FloatArray, Instance, centroids
 
-__all__ = ["best_first", "cut", "drop_duplicates", "drop_wrong_sizes", "from_masks", "select"]
+__all__ = ["best_first", "drop_duplicates", "drop_wrong_sizes", "from_masks", "select"]
 
 
 def from_masks(
@@ -85,38 +85,12 @@ def drop_duplicates(instances: Sequence[Instance], radius_vox: float, settings: 
     return [one for one, keep in zip(ordered, kept, strict=True) if keep]
 
 
-def cut(instances: Sequence[Instance], settings: InstanceSettings) -> list[Instance]:
-    """The best instances: those of enough expected precision, at most `settings.max_picks`, best first.
-
-    Without `settings.min_precision` the cut maximises the expected F1, 2 Σ_kept p / (kept + Σ_all p), p being the
-    expected precisions; where nothing was calibrated all are kept.
-
-    Raises
-    ------
-    DataError
-        A precision is asked for and an instance has no expected precision.
-    """
-    ordered = best_first(instances)
-    precision = np.array([one.expected_precision for one in ordered])
-    unknown = bool(np.isnan(precision).any())
-    if settings.min_precision is not None:
-        if unknown:
-            raise DataError(
-                f"min_precision: expected calibrated picks, found {int(np.isnan(precision).sum())} of "
-                f"{len(ordered)} without an expected precision",
-                hint="Leave --min-precision out, or limit the picks by --max-picks",
-            )
-        floor = settings.min_precision
-    else:
-        floor = 0.0 if unknown or not ordered else _best_f1_floor(precision)
-    kept = [one for one in ordered if unknown or one.expected_precision >= floor]
-    return kept[: settings.max_picks]
-
-
 def select(
     instances: Sequence[Instance], seeds: Sequence[Instance], radius_vox: float, settings: InstanceSettings
 ) -> list[Instance]:
-    """Sizes, duplicates and the cut in turn; the picks of one tomogram, best first.
+    """Sizes, duplicates and `settings.max_picks` in turn; the picks of one tomogram, best first.
+
+    How many proposals are worth segmenting at all is decided before, by calibration.
 
     Parameters
     ----------
@@ -126,14 +100,7 @@ def select(
 
     Raises
     ------
-    SeedError, DataError
-        See `drop_wrong_sizes` and `cut`.
+    SeedError
+        See `drop_wrong_sizes`.
     """
-    return cut(drop_duplicates(drop_wrong_sizes(instances, seeds, settings), radius_vox, settings), settings)
-
-
-def _best_f1_floor(precision: FloatArray) -> float:
-    falling = np.sort(precision)[::-1]
-    hits = np.cumsum(falling)
-    expected_f1 = 2 * hits / (np.arange(1, len(falling) + 1) + hits[-1])
-    return float(falling[int(np.argmax(expected_f1))])
+    return drop_duplicates(drop_wrong_sizes(instances, seeds, settings), radius_vox, settings)[: settings.max_picks]

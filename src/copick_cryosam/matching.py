@@ -8,14 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from copick_cryosam.config import MatchingSettings
 from copick_cryosam.errors import InputError
 from copick_cryosam.features import CellGrid, Features
 from copick_cryosam.suppression import survivors
-from copick_cryosam.types import Proposals, VoxelPoints
+from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 
 FloatVolume = NDArray[np.float32]
+CENTRE_POWER = 0.1
+"""How much being a centre counts beside the similarity: enough to part equals, too little to hide a faint particle."""
 _CANDIDATES = 20_000
 """Peaks looked at before suppression, so that a noisy map cannot take all memory."""
 
@@ -165,7 +168,7 @@ def _smooth_within(
 def centre_weight(centre: FloatVolume, sigma: Sequence[float]) -> FloatVolume:
     """Centre probability, blurred a little so that it and the similarity need not peak in the same cell."""
     blurred = ndimage.gaussian_filter(centre, [0.5 * s for s in sigma], mode="nearest")
-    return np.asarray(np.sqrt(np.clip(blurred, 0, 1)), dtype=np.float32)
+    return np.asarray(np.clip(blurred, 1e-4, 1) ** CENTRE_POWER, dtype=np.float32)
 
 
 def local_maxima(values: FloatVolume, reach: Sequence[float]) -> NDArray[np.int64]:
@@ -183,6 +186,18 @@ def suppress(proposals: Proposals, radius_vox: float) -> Proposals:
     """Non-maximum suppression: best first, drop what lies closer than `radius_vox` to one that stays."""
     ordered = proposals[np.argsort(-proposals.score, kind="stable")]
     return ordered[survivors(ordered.points.zyx, radius_vox)]
+
+
+def scores_near(proposals: Proposals, points: VoxelPoints, radius_vox: float) -> FloatArray:
+    """The best score of the proposals within `radius_vox` of each point; points without one are left out.
+
+    Where no point has a proposal near it, the best of all stands for them; 0 where there are none.
+    """
+    if len(proposals) == 0:
+        return np.zeros(1)
+    near = cKDTree(proposals.points.zyx).query_ball_point(points.zyx, radius_vox)
+    found = [float(proposals.score[index].max()) for index in near if index]
+    return np.array(found or [float(proposals.score.max())])
 
 
 def _inside(points: VoxelPoints, roi: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -23,7 +23,7 @@ from copick_cryosam.devices import resolve_device
 from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.errors import InputError, SeedError
 from copick_cryosam.features import Features
-from copick_cryosam.matching import Query, merge_queries, propose
+from copick_cryosam.matching import Query, merge_queries, propose, scores_near
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import segment
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
@@ -56,10 +56,12 @@ class Seeded:
     ----------
     instances : one for each seed
     pooled : mean feature over their masks
+    scores : how well the seeds match a query of their own, for calibration; shape (M,), M >= 1
     """
 
     instances: list[Instance]
     pooled: NDArray[np.float32]
+    scores: NDArray[np.float64]
 
     @property
     def voxels(self) -> int:
@@ -206,7 +208,9 @@ class CryoSAM:
                 f"seeds: expected at least one that can be segmented, found {len(found)} without a mask",
                 hint="Check the seeds' positions, the object's radius and --polarity",
             )
-        return Seeded(instances=found, pooled=tomogram.features.pool(solid))
+        pooled = tomogram.features.pool(solid)
+        own = propose(tomogram.features, merge_queries([(pooled, 1)], []), radius_vox, self.settings.matching)
+        return Seeded(instances=found, pooled=pooled, scores=scores_near(own, seeds, radius_vox))
 
     def query(self, seeded: Sequence[Seeded], negatives: Sequence[Seeded] = ()) -> Query:
         """One query from the seeds of all tomograms (eq. 4), and one from each tomogram's negatives."""
@@ -227,12 +231,13 @@ class CryoSAM:
         with _timed(seconds, "match"):
             proposals = propose(tomogram.features, query, radius_vox, self.settings.matching, roi)
         with _timed(seconds, "calibrate"):
-            calibration = calibrate(proposals, self.settings.instances.min_precision)
+            seed_scores = np.concatenate([one.scores for one in seeded])
+            calibration = calibrate(proposals, seed_scores, self.settings.instances.min_precision)
         kept = proposals[: calibration.kept][: self.settings.matching.max_proposals]
         precision = calibration.expected_precision[: len(kept)]
         with _timed(seconds, "segment"):
             masks = self._segment(tomogram.volume, kept.points, radius_vox, progress)
-            found = selection.from_masks(masks, kept.score, precision)
+            found = selection.from_masks(masks, kept.similarity, precision)
             seeds = [one for some in seeded for one in some.instances]
             chosen = selection.select(found, seeds, radius_vox, self.settings.instances)
         return Found(

@@ -11,6 +11,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from copick_cryosam.calibration import MIN_PROPOSALS, calibrate, expected_f1_optimum
+from copick_cryosam.errors import DataError
 from copick_cryosam.types import Proposals, VoxelPoints
 
 
@@ -25,10 +26,15 @@ def mixture(rng, true=60, false=300, low=0.25, high=0.75, width=0.05) -> tuple[n
     return scores[order], (np.arange(len(scores)) < true)[order]
 
 
+def seeds(high=0.75) -> np.ndarray:
+    """A seed scores somewhat better against its own query than others of its kind do."""
+    return np.tanh(np.arctanh([high]) + 0.25)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_two_well_separated_kinds_are_told_apart(seed):
     scores, truth = mixture(np.random.default_rng(seed))
-    found = calibrate(proposals(scores), None)
+    found = calibrate(proposals(scores), seeds(), None)
     assert 0.4 < found.threshold < 0.8
     assert abs(found.kept - truth.sum()) <= 6
     assert found.expected_precision[truth].mean() > 0.9
@@ -38,7 +44,7 @@ def test_two_well_separated_kinds_are_told_apart(seed):
 def test_a_minimal_precision_cuts_there():
     scores, _ = mixture(np.random.default_rng(0), high=0.5, low=0.3, width=0.08)
     for floor in (0.2, 0.5, 0.9):
-        found = calibrate(proposals(scores), floor)
+        found = calibrate(proposals(scores), seeds(0.5), floor)
         assert (found.expected_precision[: found.kept] >= floor).all()
         assert (found.expected_precision[found.kept :] < floor).all()
         if found.kept:
@@ -47,17 +53,39 @@ def test_a_minimal_precision_cuts_there():
 
 def test_asking_for_more_precision_keeps_fewer():
     scores, _ = mixture(np.random.default_rng(1), high=0.5, low=0.3, width=0.08)
-    kept = [calibrate(proposals(scores), floor).kept for floor in (0.0, 0.1, 0.5, 0.9, 0.99)]
+    kept = [calibrate(proposals(scores), seeds(0.5), floor).kept for floor in (0.0, 0.1, 0.5, 0.9, 0.99)]
     assert kept == sorted(kept, reverse=True)
     assert kept[0] == len(scores)
 
 
 @pytest.mark.parametrize("count", [0, 1, MIN_PROPOSALS - 1])
 def test_too_few_to_calibrate_are_all_kept(count):
-    found = calibrate(proposals(np.linspace(0.1, 0.9, count)), None)
+    found = calibrate(proposals(np.linspace(0.1, 0.9, count)), seeds(), None)
     assert found.kept == count
     assert np.isnan(found.expected_precision).all()
     assert found.expected_precision.shape == (count,)
+
+
+def test_a_precision_asked_of_too_few_is_refused():
+    with pytest.raises(DataError, match=f"at least {MIN_PROPOSALS} proposals to calibrate, found 3"):
+        calibrate(proposals([0.1, 0.2, 0.3]), seeds(), 0.5)
+    assert calibrate(proposals([]), seeds(), 0.5).kept == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_look_alikes_between_particles_and_background_are_left_out(seed):
+    rng = np.random.default_rng(seed)
+    scores = np.tanh(np.concatenate([rng.normal(1.3, 0.1, 40), rng.normal(0.8, 0.12, 60), rng.normal(0.3, 0.1, 400)]))
+    found = calibrate(proposals(scores), np.tanh([1.5]), None)
+    assert 34 <= found.kept <= 48
+
+
+def test_the_seeds_say_which_of_two_kinds_is_meant():
+    rng = np.random.default_rng(0)
+    scores = np.tanh(np.concatenate([rng.normal(1.4, 0.1, 40), rng.normal(0.8, 0.1, 40), rng.normal(0.3, 0.1, 400)]))
+    upper = calibrate(proposals(scores), np.tanh([1.6]), None)
+    both = calibrate(proposals(scores), np.tanh([1.0]), None)
+    assert upper.kept < 50 < 70 < both.kept
 
 
 @effort(max_examples=150, deadline=None)
@@ -69,7 +97,7 @@ def test_too_few_to_calibrate_are_all_kept(count):
     )
 )
 def test_precision_falls_with_the_rank_and_is_a_probability(scores):
-    found = calibrate(proposals(scores), None)
+    found = calibrate(proposals(scores), seeds(), None)
     assert found.expected_precision.shape == (len(scores),)
     assert np.isfinite(found.expected_precision).all()
     assert ((found.expected_precision >= 0) & (found.expected_precision <= 1)).all()
@@ -80,14 +108,14 @@ def test_precision_falls_with_the_rank_and_is_a_probability(scores):
 @pytest.mark.parametrize("score", [0.0, 0.1, 0.5, 0.7, 1.0])
 @pytest.mark.parametrize("count", [MIN_PROPOSALS, 20, 24, 37])
 def test_equal_scores_are_treated_alike(score, count):
-    found = calibrate(proposals([score] * count), None)
+    found = calibrate(proposals([score] * count), np.array([score]), None)
     assert np.ptp(found.expected_precision) == pytest.approx(0)
     assert np.isfinite(found.expected_precision).all()
 
 
 def test_scores_of_zero_beside_others_do_no_harm():
     scores, truth = mixture(np.random.default_rng(2))
-    found = calibrate(proposals(np.concatenate([scores, np.zeros(200)])), None)
+    found = calibrate(proposals(np.concatenate([scores, np.zeros(200)])), seeds(), None)
     assert np.isfinite(found.expected_precision).all()
     assert found.expected_precision[-200:].max() < 0.5
     assert math.isfinite(found.threshold)

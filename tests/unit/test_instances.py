@@ -1,4 +1,4 @@
-"""Lists of instances: scores, sizes, duplicates, the cut."""
+"""Lists of instances: scores, sizes, duplicates."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from copick_cryosam.config import InstanceSettings
-from copick_cryosam.errors import DataError, SeedError
-from copick_cryosam.instances import best_first, cut, drop_duplicates, drop_wrong_sizes, from_masks, select
+from copick_cryosam.errors import SeedError
+from copick_cryosam.instances import best_first, drop_duplicates, drop_wrong_sizes, from_masks, select
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
 from copick_cryosam.types import Instance
 
@@ -147,37 +147,11 @@ def test_a_dropped_instance_drops_nothing_itself():
     assert [one.origin_zyx[2] for one in drop_duplicates(row, 3.0, InstanceSettings())] == [0, 4]
 
 
-# --- the cut ----------------------------------------------------------------------------------
+# --- all of it --------------------------------------------------------------------------------
 
 
-def test_a_minimal_precision():
-    some = [instance(score=p, precision=p) for p in (0.3, 0.95, 0.8)]
-    assert [one.score for one in cut(some, InstanceSettings(min_precision=0.8))] == [0.95, 0.8]
-
-
-def test_a_minimal_precision_needs_calibrated_picks():
-    some = [instance(precision=0.9), instance()]
-    with pytest.raises(DataError, match="found 1 of 2 without an expected precision"):
-        cut(some, InstanceSettings(min_precision=0.5))
-    assert cut([], InstanceSettings(min_precision=0.5)) == []
-
-
-@effort(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from([0.0, 0.05, 0.2, 0.5, 0.7, 0.9, 1.0]), min_size=1, max_size=30))
-def test_without_it_no_floor_has_a_better_expected_f1(precisions):
-    def expected_f1(kept: list[float]) -> float:
-        return 2 * sum(kept) / (len(kept) + sum(precisions)) if kept else 0.0
-
-    kept = [one.expected_precision for one in cut([instance(precision=p) for p in precisions], InstanceSettings())]
-    best = max(expected_f1([p for p in precisions if p >= floor]) for floor in precisions)
-    assert expected_f1(kept) == pytest.approx(best)
-
-
-def test_uncalibrated_picks_are_all_kept_up_to_the_most():
-    some = [instance(score=n / 10) for n in range(5)]
-    assert [one.score for one in cut(some, InstanceSettings())] == [0.4, 0.3, 0.2, 0.1, 0.0]
-    assert [one.score for one in cut(some, InstanceSettings(max_picks=2))] == [0.4, 0.3]
-    assert cut([], InstanceSettings()) == []
+def test_selecting_nothing_gives_nothing():
+    assert select([], [instance(size=3)], 2.0, InstanceSettings()) == []
 
 
 def test_selecting_runs_them_in_turn():

@@ -62,7 +62,7 @@ def random_imaging(rng: np.random.Generator, *, voxel_spacing: float = 10.0) -> 
     )
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=2)
 def _operators(depth: int, width: int, tilts: tuple[float, ...]) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Projection, shape (tilts * width, depth * width), and back-projection, its counterpart."""
     z, x = np.meshgrid(np.arange(depth) - (depth - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")

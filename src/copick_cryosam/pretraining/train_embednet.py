@@ -1,6 +1,6 @@
 """Train EmbedNet on simulated pairs of tomograms.
 
-    python -m copick_cryosam.pretraining.train_embednet --pool FOLDER --out FOLDER --steps 3600
+    python -m copick_cryosam.pretraining.train_embednet --pool FOLDER --out FOLDER --steps 5200
 
 The query of CryoSAM is the mean feature over a particle's mask (eq. 4), so that is what is trained: the
 mean over one particle must be closer to the cells of every other particle of its kind, in both
@@ -176,7 +176,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = loop.options(__doc__, steps=3600)
+    parser = loop.options(__doc__, steps=5200)
     parser.add_argument("--heads-weight", type=float, default=2.0)
     parser.add_argument("--crop", type=int, nargs=3, default=(48, 96, 96))
     train(parser.parse_args())

@@ -26,8 +26,8 @@ from copick_cryosam.baseline import pick_blobs, propose_blobs
 from copick_cryosam.errors import SeedError
 from copick_cryosam.pipeline import CryoSAM, Found, Tomogram
 from copick_cryosam.pretraining.imaging import Imaging
-from copick_cryosam.pretraining.pool import HELD_OUT_FAMILIES, HELD_OUT_MAPS
-from copick_cryosam.pretraining.shapes import Shape, random_shape, read_shape
+from copick_cryosam.pretraining.pool import HELD_OUT_FAMILIES, HELD_OUT_MAPS, training_maps
+from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape, read_shape
 from copick_cryosam.pretraining.simulate import Scene, Specimen, centres_inside, crop_truth, simulate
 from copick_cryosam.types import AngstromPoints, Grid, Instance, VoxelPoints, centroids
 
@@ -61,6 +61,17 @@ def held_out_shapes(templates: Path | None, rng: np.random.Generator) -> list[Sh
         shapes += [read_shape(templates / f"{name}.mrc") for name in HELD_OUT_MAPS]
     for family in HELD_OUT_FAMILIES:
         shapes += [random_shape(rng, family=family, radius=radius, name=f"{family}-{radius}") for radius in (8, 11)]
+    return shapes
+
+
+def tuning_shapes(templates: Path | None, rng: np.random.Generator) -> list[Shape]:
+    """Kinds to choose settings on, so that the held-out ones stay untouched: training maps and families."""
+    maps = [shape for shape in training_maps(templates) if 5 < shape.radius < 14]
+    shapes = [maps[k] for k in rng.choice(len(maps), size=3, replace=False)] if maps else []
+    families = sorted(set(FAMILIES) - set(HELD_OUT_FAMILIES))
+    for family in rng.choice(families, size=4, replace=False):
+        radius = float(rng.uniform(6, 12))
+        shapes.append(random_shape(rng, family=str(family), radius=radius, name=f"{family}-{radius:.0f}"))
     return shapes
 
 
@@ -173,13 +184,15 @@ def mask_dices(instances: Sequence[Instance], specimen: Specimen, kind: int) -> 
     return dices
 
 
-def validate(model: CryoSAM, templates: Path | None, repeats: int, snrs: Sequence[float], seed: int) -> list[KindScore]:
+def validate(
+    model: CryoSAM, templates: Path | None, repeats: int, snrs: Sequence[float], seed: int, *, tuning: bool = False
+) -> list[KindScore]:
     """All repeats at all signal-to-noise ratios."""
     rows = []
     for repeat in range(repeats):
         for snr in snrs:
             rng = np.random.default_rng([seed, repeat, round(1000 * snr)])
-            shapes = held_out_shapes(templates, rng)
+            shapes = (tuning_shapes if tuning else held_out_shapes)(templates, rng)
             data = data_set(shapes, snr, rng)
             opened = [model.open(volume, None, 8.0, polarity="light") for volume, _ in data]
             specimens = [specimen for _, specimen in data]
@@ -214,12 +227,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--snr", type=float, nargs="+", default=(0.05, 0.1))
     parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--tuning", action="store_true", help="kinds that training saw, to choose settings on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = CryoSAM.from_preset("embedded", device="cpu")
-    rows = validate(model, arguments.templates, arguments.repeats, arguments.snr, arguments.seed)
+    rows = validate(
+        model, arguments.templates, arguments.repeats, arguments.snr, arguments.seed, tuning=arguments.tuning
+    )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([vars(row) for row in rows], indent=1), encoding="utf-8")
     print(table(rows))
