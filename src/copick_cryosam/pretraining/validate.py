@@ -76,11 +76,17 @@ def tuning_shapes(templates: Path | None, rng: np.random.Generator) -> list[Shap
 
 
 def data_set(
-    shapes: Sequence[Shape], snr: float, rng: np.random.Generator, tomograms: int = 2
+    shapes: Sequence[Shape],
+    snr: float,
+    rng: np.random.Generator,
+    *,
+    tomograms: int = 2,
+    shape_zyx: tuple[int, int, int] = SHAPE,
+    count: int = COUNT,
 ) -> list[tuple[NDArray[np.float32], Specimen]]:
     """Tomograms of one data set: the conditions of a good modern one, two membranes each."""
     imaging = Imaging(snr=snr, tilt_range=60, tilt_step=3, defocus=float(rng.uniform(20000, 45000)))
-    scene = Scene(shape_zyx=SHAPE, counts=(COUNT,) * len(shapes), membranes=2, filaments=1, beads=2, gap=1)
+    scene = Scene(shape_zyx=shape_zyx, counts=(count,) * len(shapes), membranes=2, filaments=1, beads=2, gap=1)
     return [simulate(scene, shapes, imaging, rng) for _ in range(tomograms)]
 
 
@@ -96,13 +102,14 @@ def score_kind(
     truths = [centres_inside(specimen, kind) for specimen in specimens]
     if len(truths[0]) < 3:
         return None
+    size = np.array(opened[0].volume.shape)
     margin = np.array([0.5, 1, 1]) * shape.radius
-    inner = np.flatnonzero(((truths[0] > margin) & (truths[0] < np.array(SHAPE) - margin)).all(axis=1))
+    inner = np.flatnonzero(((truths[0] > margin) & (truths[0] < size - margin)).all(axis=1))
     if len(inner) == 0:
         return None
-    # a click is never exact: a quarter of the radius off
+    # a click is never exact: about a quarter of the radius off
     click = truths[0][rng.choice(inner)] + rng.normal(size=3) * 0.15 * shape.radius
-    seed = VoxelPoints(np.clip(click, 0, np.array(SHAPE) - 1))
+    seed = VoxelPoints(np.clip(click, 0, size - 1))
     try:
         seeded = model.seed(opened[0], seed, shape.radius)
     except SeedError:
@@ -146,7 +153,7 @@ def _scores(
     run: int,
 ) -> evaluation.LocalizationScores:
     """Scores of one tomogram at 1 Å per voxel; the seed lies in the first."""
-    grid = Grid(SHAPE, 1.0)
+    grid = Grid((1, 1, 1), 1.0)  # only its voxel spacing is used
     predicted, true = grid.to_angstrom(points), grid.to_angstrom(VoxelPoints(truth))
     if run == 0:
         keep_predicted, keep_true = evaluation.exclude_seeds(predicted, true, grid.to_angstrom(seed), radius)
