@@ -311,7 +311,7 @@ def test_report_reads_tomograms_one_at_a_time(project: Any) -> None:
     path = collector.write(project.folder / "report.html", job, summary, "copick inference cryosam -c config.json")
     text = path.read_text(encoding="utf-8")
     assert "ribosome in wbp@10.0" in text
-    assert text.count("Points proposed") == 3
+    assert text.count("Histogram of the match") == 3
     assert "settings.matching.nms_radius" in text
     assert "copick inference cryosam -c config.json" in text
     skipped = ReportCollector(Recorder())

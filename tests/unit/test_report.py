@@ -57,7 +57,8 @@ def make_run(name: str = "TS_001", *, found: int = 20, truth: bool = True) -> Ru
         scores=scores,
         baseline_scores=scores,
         threshold=0.5,
-        rejected=np.linspace(0.1, 0.45, 15),
+        candidates=np.linspace(0.1, 0.9, 35),
+        candidate_threshold=0.45,
         notes=["The seeds agree."],
     )
 
@@ -119,7 +120,8 @@ def test_full_report() -> None:
     assert f"{first.scores.recall:.3f}" in page.text
     assert "copick inference cryosam -i 'ribosome:<me>/1'" in page.text
     assert "threshold 0.5" in page.text
-    assert "rejected (15)" in page.text
+    assert "left out (15)" in page.text
+    assert "segmented (20)" in page.text
     assert "--own: rgb(200 20 120)" in text
 
 
@@ -160,7 +162,7 @@ def test_names_are_escaped() -> None:
 
 def test_no_picks_and_no_truth() -> None:
     run = replace(
-        make_run(truth=False), instances=[], rejected=None, seeds=VoxelPoints(np.empty((0, 3))), baseline_scores=None
+        make_run(truth=False), instances=[], candidates=None, seeds=VoxelPoints(np.empty((0, 3))), baseline_scores=None
     )
     page = Page(render_report(make_report(run)))
     assert page.count("figure", "pick") == 0

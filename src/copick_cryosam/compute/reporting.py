@@ -12,7 +12,7 @@ from copick_cryosam.io.writing import Writer
 from copick_cryosam.report import Report, RunReport, write_report
 from copick_cryosam.types import Volume
 
-__all__ = ["ReportCollector"]
+__all__ = ["ReportCollector", "run_report"]
 
 
 class ReportCollector(Listener):
@@ -23,7 +23,7 @@ class ReportCollector(Listener):
 
     def __init__(self, inner: Listener) -> None:
         self._inner = inner
-        self._done: dict[str, Search] = {}
+        self.searches: dict[str, Search] = {}
 
     def begun(self, pending: int) -> None:
         self._inner.begun(pending)
@@ -36,7 +36,7 @@ class ReportCollector(Listener):
 
     def run_ended(self, outcome: Outcome) -> None:
         if outcome.search is not None:
-            self._done[outcome.run] = outcome.search
+            self.searches[outcome.run] = outcome.search
         self._inner.run_ended(outcome)
 
     def write(self, path: Path, job: Job, summary: Summary, command: str) -> Path:
@@ -49,18 +49,18 @@ class ReportCollector(Listener):
         OutputError
             The file cannot be written.
         """
-        if not self._done:
+        if not self.searches:
             raise InputError(
                 f"report {path}: expected at least one run searched now, found none",
                 hint="Search finished runs again with --overwrite",
             )
         project = open_project(job.config)
-        record = Writer(project, job).record(next(iter(self._done))) or {}
+        record = Writer(project, job).record(next(iter(self.searches))) or {}
         report = Report(
             title=f"{job.seeds.object_name} in {job.tomogram}",
-            runs=[self._run_report(run, search, project, job) for run, search in self._done.items()],
+            runs=[run_report(project, job, run, search) for run, search in self.searches.items()],
             parameters=record.get("parameters", {}),
-            versions={**record.get("versions", {}), **next(iter(self._done.values())).models},
+            versions={**record.get("versions", {}), **next(iter(self.searches.values())).models},
             command=command,
             warnings=[
                 *(f"Run {one.run} failed: {one.error}" for one in summary.outcomes if one.error is not None),
@@ -70,21 +70,22 @@ class ReportCollector(Listener):
         )
         return write_report(report, path)
 
-    def _run_report(self, run: str, search: Search, project: Project, job: Job) -> RunReport:
-        def volume() -> Volume:
-            return project.tomogram(run, job.tomogram).read()
 
-        found = search.found
-        # The threshold is one of similarity, the picks' scores are similarity x confidence: no common axis.
-        return RunReport(
-            run_name=project.title(run),
-            volume=volume,
-            grid=search.grid,
-            instances=found.instances,
-            radius_angstrom=search.radius,
-            seeds=search.seeds,
-            notes=[
-                f"Points proposed: {len(found.proposals)}; those with a similarity of at least {found.threshold:.3f} "
-                "were segmented."
-            ],
-        )
+def run_report(project: Project, job: Job, run: str, search: Search) -> RunReport:
+    """The page section of one searched run; its tomogram is read when the report is written."""
+
+    def volume() -> Volume:
+        return project.tomogram(run, job.tomogram).read()
+
+    found = search.found
+    return RunReport(
+        run_name=project.title(run),
+        volume=volume,
+        grid=search.grid,
+        instances=found.instances,
+        radius_angstrom=search.radius,
+        color=project.object(job.seeds.object_name).color,
+        seeds=search.seeds,
+        candidates=found.proposals.score,
+        candidate_threshold=found.threshold,
+    )

@@ -128,7 +128,7 @@ class _Work:
         failures = {} if target is None else target.failures
         return Summary(
             outcomes=tuple(outcomes[run] for run in self.runs),
-            overlay=str(self.project.root.root_overlay),
+            overlay=self.project.overlay,
             polarity=None if target is None else target.polarity,
             seed_failures={run: error for run, error in failures.items() if run not in self.pending},
         )

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from copick_cryosam.baseline import pick_blobs
-from copick_cryosam.compute import Listener, Outcome, Summary, run_job
-from copick_cryosam.compute.outcomes import Search, Task
+from copick_cryosam.compute import Listener, Summary, run_job
+from copick_cryosam.compute.outcomes import Search
+from copick_cryosam.compute.reporting import ReportCollector, run_report
 from copick_cryosam.config import Settings
 from copick_cryosam.contrast import brighten, standardise
-from copick_cryosam.demo.scene import OBJECTS, SEED, TOMOGRAM, TRUTH, report_name
+from copick_cryosam.demo.scene import SEED, TOMOGRAM, TRUTH, report_name
 from copick_cryosam.evaluation import LocalizationScores, exclude_seeds, localization, pool
 from copick_cryosam.io.job import Job, PicksUri
 from copick_cryosam.io.picks import read_picks
 from copick_cryosam.io.project import Project, open_project
 from copick_cryosam.io.writing import Writer
 from copick_cryosam.report import Report, RunReport, write_report
-from copick_cryosam.types import AngstromPoints, FloatArray, Volume
+from copick_cryosam.types import AngstromPoints, FloatArray
 
 __all__ = ["ObjectScore", "RunScore", "pick_and_score"]
 
@@ -65,14 +66,14 @@ def pick_and_score(
         The job as a whole is impossible, or the report cannot be written.
     """
     job = Job.create(config=str(config), tomogram=TOMOGRAM, seeds=f"{object_name}:{SEED[0]}/{SEED[1]}", overwrite=True)
-    results = _Results(listener or Listener())
+    results = ReportCollector(listener or Listener())
     summary = run_job(job, settings, results)
     if not summary.succeeded:
         return summary, None
     project = open_project(job.config)
     truth = read_picks(project, PicksUri(object_name, *TRUTH))
     scores, pages = [], []
-    for run, search in results.by_run.items():
+    for run, search in results.searches.items():
         one = _score(project, job, run, search, truth[run][0], summary.polarity or "dark")
         scores.append(one)
         pages.append(_page(project, job, search, one, truth[run][0]))
@@ -91,28 +92,6 @@ def pick_and_score(
         path,
     )
     return summary, ObjectScore(object_name=object_name, runs=tuple(scores), report=path)
-
-
-class _Results(Listener):
-    """Passes everything on to another listener and keeps what was found."""
-
-    def __init__(self, inner: Listener) -> None:
-        self._inner = inner
-        self.by_run: dict[str, Search] = {}
-
-    def begun(self, pending: int) -> None:
-        self._inner.begun(pending)
-
-    def run_started(self, run: str, task: Task) -> None:
-        self._inner.run_started(run, task)
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        self._inner.progress(stage, done, total)
-
-    def run_ended(self, outcome: Outcome) -> None:
-        if outcome.search is not None:
-            self.by_run[outcome.run] = outcome.search
-        self._inner.run_ended(outcome)
 
 
 def _score(project: Project, job: Job, run: str, search: Search, truth: AngstromPoints, polarity: str) -> RunScore:
@@ -142,17 +121,8 @@ def _without_seeds(
 
 
 def _page(project: Project, job: Job, search: Search, score: RunScore, truth: AngstromPoints) -> RunReport:
-    def volume() -> Volume:
-        return project.tomogram(score.run, job.tomogram).read()
-
-    return RunReport(
-        run_name=score.run,
-        volume=volume,
-        grid=search.grid,
-        instances=search.found.instances,
-        radius_angstrom=search.radius,
-        color=next(each.color for each in OBJECTS if each.name == job.seeds.object_name),
-        seeds=search.seeds,
+    return replace(
+        run_report(project, job, score.run, search),
         truth=truth,
         scores=score.picks,
         baseline_scores=score.blobs,

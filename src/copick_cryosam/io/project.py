@@ -28,10 +28,11 @@ _NAMES_SHOWN = 8
 
 @dataclass(frozen=True)
 class ParticleObject:
-    """A pickable object; `radius` in Å."""
+    """A pickable object; `radius` in Å, `color` as red, green, blue, 0 to 255."""
 
     name: str
     radius: float
+    color: tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,11 @@ class Project:
         self.root = root
         # On the data portal a look-up by name before the runs are listed would be a live query.
         self._runs = {str(run.name): run for run in _listed(lambda: root.runs, f"runs of {config}")}
+
+    @property
+    def overlay(self) -> str:
+        """Where results are written, as people name it."""
+        return str(self.root.root_overlay)
 
     @property
     def run_names(self) -> tuple[str, ...]:
@@ -117,7 +123,8 @@ class Project:
             raise InputError(
                 f"object {name}: expected a radius over 0 Å, found {found.radius}", hint="Set radius in the config"
             )
-        return ParticleObject(name, float(found.radius))
+        red, green, blue = (int(part) for part in (found.color or (0, 158, 115))[:3])
+        return ParticleObject(name, float(found.radius), (red, green, blue))
 
     def tomogram(self, run: str, uri: TomogramUri, level: int = 0) -> TomogramVolume:
         """The tomogram of a run that `uri` means; its voxel spacing is the stored one.

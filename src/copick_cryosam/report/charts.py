@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from copick_cryosam.report.model import RunReport
 from copick_cryosam.types import FloatArray
 
-__all__ = ["precision_recall_chart", "score_chart", "size_chart"]
+__all__ = ["candidate_chart", "precision_recall_chart", "score_chart", "size_chart"]
 
 _INK = "#010203"
 """Stands for the page's text colour while drawing; replaced by `currentColor` in the SVG."""
@@ -21,37 +21,55 @@ _ACCEPTED, _REJECTED, _BASELINE = "#0072B2", "#999999", "#D55E00"
 
 
 def score_chart(run: RunReport, prefix: str) -> str | None:
-    """Histogram of the scores of picks and of rejected candidates, with the threshold; None without either."""
-    kept = np.array([one.score for one in run.instances], dtype=np.float64)
-    rejected = np.empty(0) if run.rejected is None else np.asarray(run.rejected, dtype=np.float64)
-    everything = np.concatenate([kept, rejected])
-    if len(everything) == 0:
+    """Histogram of the picks' scores, with the threshold where it is one of these; None without picks."""
+    scores = np.array([one.score for one in run.instances], dtype=np.float64)
+    if len(scores) == 0:
         return None
     figure, axes = _figure()
-    groups = [(kept, "picks", _ACCEPTED, ""), (rejected, "rejected", _REJECTED, "////")]
-    shown = [one for one in groups if len(one[0])]
-    edges = np.array(_edges(everything))
-    below = np.zeros(len(edges) - 1)
-    for values, name, color, hatch in shown:
-        counts = np.histogram(values, edges)[0]
-        axes.bar(
-            edges[:-1],
-            counts,
-            width=np.diff(edges),
-            bottom=below,
-            align="edge",
-            label=f"{name} ({len(values)})",
-            color=color,
-            hatch=hatch,
-            edgecolor=_INK,
-            linewidth=0.5,
-        )
-        below = below + counts
-    if run.threshold is not None and np.isfinite(run.threshold):
-        axes.axvline(run.threshold, color=_INK, linestyle="--", label=f"threshold {run.threshold:.3g}")
+    axes.hist(
+        scores, bins=_edges(scores), color=_ACCEPTED, edgecolor=_INK, linewidth=0.5, label=f"picks ({len(scores)})"
+    )
+    _mark(axes, run.threshold)
     axes.set_xlabel("score")
-    axes.set_ylabel("candidates")
+    axes.set_ylabel("picks")
     return _svg(figure, axes, prefix)
+
+
+def candidate_chart(run: RunReport, prefix: str) -> str | None:
+    """Histogram of how well all proposed points matched, parted at the threshold; None without any.
+
+    Most points are background: the counts are on a logarithmic scale.
+    """
+    if run.candidates is None or len(run.candidates) == 0:
+        return None
+    values = np.asarray(run.candidates, dtype=np.float64)
+    threshold = -np.inf if run.candidate_threshold is None else run.candidate_threshold
+    figure, axes = _figure()
+    groups = [
+        (values[values < threshold], "left out", _REJECTED, "////"),
+        (values[values >= threshold], "segmented", _ACCEPTED, ""),
+    ]
+    for some, name, color, hatch in groups:
+        if len(some):
+            axes.hist(
+                some,
+                bins=_edges(values),
+                label=f"{name} ({len(some)})",
+                color=color,
+                hatch=hatch,
+                edgecolor=_INK,
+                linewidth=0.5,
+                log=True,
+            )
+    _mark(axes, run.candidate_threshold)
+    axes.set_xlabel("match with the seeds")
+    axes.set_ylabel("proposed points")
+    return _svg(figure, axes, prefix)
+
+
+def _mark(axes: Axes, threshold: float | None) -> None:
+    if threshold is not None and np.isfinite(threshold):
+        axes.axvline(threshold, color=_INK, linestyle="--", label=f"threshold {threshold:.3g}")
 
 
 def size_chart(run: RunReport, prefix: str) -> str | None:

@@ -27,8 +27,9 @@ class RunReport:
     seeds : voxels z, y, x; the seeds in this tomogram, none by default
     truth : Å x, y, z; None where it is not known
     scores, baseline_scores : how the picks and those of the trivial baseline agree with the truth
-    threshold : the score from which candidates were kept
-    rejected : shape (N,), scores of the candidates that were not kept
+    threshold : the score from which picks were kept, None where it is not one of the picks' scores
+    candidates : shape (N,), how well every proposed point matched, whether it became a pick or not
+    candidate_threshold : the match from which candidates were segmented
     notes : remarks on this run, such as the diagnosis of its seeds
     """
 
@@ -43,7 +44,8 @@ class RunReport:
     scores: LocalizationScores | None = None
     baseline_scores: LocalizationScores | None = None
     threshold: float | None = None
-    rejected: FloatArray | None = None
+    candidates: FloatArray | None = None
+    candidate_threshold: float | None = None
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from copick_cryosam.errors import InputError, OutputError
 from copick_cryosam.evaluation import LocalizationScores, pool
-from copick_cryosam.report.charts import precision_recall_chart, score_chart, size_chart
+from copick_cryosam.report.charts import candidate_chart, precision_recall_chart, score_chart, size_chart
 from copick_cryosam.report.gallery import gallery
 from copick_cryosam.report.model import Report, RunReport
 from copick_cryosam.report.planes import planes
@@ -82,7 +82,8 @@ def _run(run: RunReport, number: int) -> dict[str, Any]:
             hint="Give the grid of this volume",
         )
     charts = [
-        ("Scores", "Histogram of the scores with the threshold.", score_chart(run, f"s{number}")),
+        ("Candidates", "Histogram of the match of all proposed points.", candidate_chart(run, f"c{number}")),
+        ("Scores", "Histogram of the picks' scores.", score_chart(run, f"s{number}")),
         ("Sizes", "Histogram of the volumes of the masks.", size_chart(run, f"v{number}")),
         (
             "Precision and recall",
