@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copick_cryosam.errors import DataError, NotFoundError
+from copick_cryosam.io.decoding import guard
 from copick_cryosam.io.storage import reason, storage_errors
 from copick_cryosam.types import Grid, Slices3
 
@@ -171,7 +172,7 @@ def _open_array(stored: Any, name: str, level: str) -> Any:
             store.exceptions = (KeyError,)
         # Opened for reading only: zarr would otherwise write group metadata into an empty store.
         group = zarr.open(store, mode="r")
-        return group[level]
+        return guard(group[level])
     except KeyError:
         raise NotFoundError(
             f"{name}: expected resolution level {level}, found no such level", hint="Write the data again with copick"
