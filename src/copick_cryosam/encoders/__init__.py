@@ -5,14 +5,13 @@ A backend is a module with a factory, named in `_BACKENDS` and imported on use.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Protocol
 
 import torch
 
 from copick_cryosam.config import EncoderSettings
-from copick_cryosam.errors import InputError
 from copick_cryosam.features import Features
+from copick_cryosam.registry import create
 from copick_cryosam.types import Progress, Volume
 
 __all__ = ["Encoder", "available_encoders", "load_encoder"]
@@ -59,12 +58,5 @@ def load_encoder(settings: EncoderSettings, device: torch.device) -> Encoder:
     InputError
         No such encoder; the message names the ones there are.
     """
-    try:
-        module, factory = _BACKENDS[settings.name].split(":")
-    except KeyError:
-        raise InputError(
-            f"encoder: expected one of {', '.join(available_encoders())}, found {settings.name!r}",
-            hint="Choose one of these encoders",
-        ) from None
-    encoder: Encoder = getattr(import_module(module), factory)(settings, device)
-    return encoder
+    loaded: Encoder = create("encoder", _BACKENDS, settings.name, settings, device)
+    return loaded

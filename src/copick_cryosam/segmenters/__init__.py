@@ -7,14 +7,13 @@ self-prompting (`cross_plane.py`) drives every backend alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from copick_cryosam.config import SegmenterSettings
-from copick_cryosam.errors import InputError
+from copick_cryosam.registry import create
 
 __all__ = ["Decoded", "PlaneSegmenter", "available_segmenters", "load_segmenter"]
 
@@ -110,12 +109,5 @@ def load_segmenter(settings: SegmenterSettings, device: torch.device) -> PlaneSe
     InputError
         No such segmenter; the message names the ones there are.
     """
-    try:
-        module, factory = _BACKENDS[settings.name].split(":")
-    except KeyError:
-        raise InputError(
-            f"segmenter: expected one of {', '.join(available_segmenters())}, found {settings.name!r}",
-            hint="Choose one of these segmenters",
-        ) from None
-    segmenter: PlaneSegmenter = getattr(import_module(module), factory)(settings, device)
-    return segmenter
+    loaded: PlaneSegmenter = create("segmenter", _BACKENDS, settings.name, settings, device)
+    return loaded
