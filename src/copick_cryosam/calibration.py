@@ -19,14 +19,17 @@ from copick_cryosam.types import FloatArray, Proposals
 MIN_PROPOSALS = 8
 """With fewer there is nothing to fit; all are kept."""
 
-_SEED_BONUS = 0.25
-"""How much better a seed scores against its own query than another particle does (Fisher z; on simulations)."""
-_PRIOR_SPREAD = 0.15
+# The five numbers below were chosen on simulated tomograms of kinds that training saw (validate --tuning).
+_SEED_BONUS = 0.05
+"""How much better a seed scores against its own query than another particle does, Fisher z."""
+_PRIOR_SPREAD = 0.05
 """Standard deviation of the particles' mean around that expectation, Fisher z."""
-_WIDTH = 0.14
+_WIDTH = 0.08
 """Usual standard deviation of the particles' scores, Fisher z."""
 _WIDTH_WEIGHT = 10.0
 """How many particles that usual width is worth."""
+_SEPARATION = 2.5
+"""How many of the particles' standard deviations the others' means stay below theirs."""
 _LIMIT = 0.995
 
 
@@ -107,7 +110,7 @@ def mixture_precision(scores: FloatArray, seed_scores: FloatArray) -> FloatArray
         means = (member * z[:, None]).sum(axis=0) / np.maximum(totals, 1e-9)
         weight = widths[2] ** 2 / _PRIOR_SPREAD**2
         means[2] = (totals[2] * means[2] + weight * expected) / (totals[2] + weight)
-        means[:2] = np.minimum(means[:2], means[2] - widths[2])
+        means[:2] = np.minimum(means[:2], means[2] - _SEPARATION * widths[2])
         squares = (member * (z[:, None] - means) ** 2).sum(axis=0)
         widths = np.sqrt((squares + _WIDTH_WEIGHT * _WIDTH**2) / (totals + _WIDTH_WEIGHT))
         shares = np.maximum(totals, 0.5) / np.maximum(totals, 0.5).sum()

@@ -62,7 +62,7 @@ class MatchingSettings(_Settings):
 
     similarity_threshold: float = Field(0.5, ge=-1, le=1, description="tau_sim, at every level")
     max_proposals: int = Field(512, ge=1, description="K: the best proposals that are segmented")
-    smoothing: float = Field(0.35, gt=0, le=2, description="width of the average over the map, in object radii")
+    smoothing: float = Field(0.27, gt=0, le=2, description="width of the average over the map, in object radii")
     nms_radius: float = Field(1.0, gt=0, le=4, description="radius of non-maximum suppression, in object radii")
 
 
