@@ -152,7 +152,7 @@ def test_a_region_of_interest_is_searched_even_if_better_maxima_outside_abound(m
     features = planted((49, 57, 59), CENTRES, [OBJECT, OBJECT, OBJECT, 0.8 * OBJECT + 0.6 * OTHER])
     roi[:, 45:, :15] = True
     found = propose(features, QUERY, 6.0, MatchingSettings(), roi)
-    assert np.linalg.norm(found.points.zyx[0] - CENTRES[3]) <= 1.5
+    assert np.linalg.norm(found.points.zyx[0] - CENTRES[3]) < 2  # one cell
 
 
 def test_a_map_without_any_peak_gives_no_proposals():
