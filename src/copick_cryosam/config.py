@@ -70,7 +70,8 @@ class InstanceSettings(_Settings):
     """Which segmented instances are kept."""
 
     size_range: tuple[float, float] = Field(
-        (0.25, 4.0), description="allowed voxel count, as multiples of the seeds' median count"
+        (0.25, 4.0),
+        description="allowed voxel count, as multiples of the median over the seeds and the ten best instances",
     )
 
     @field_validator("size_range")

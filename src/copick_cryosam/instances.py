@@ -18,6 +18,10 @@ from copick_cryosam.types import FloatArray, Instance, centroids
 __all__ = ["best_first", "drop_duplicates", "drop_wrong_sizes", "from_masks", "select"]
 
 
+_BEST = 10
+"""Instances whose sizes count beside the seeds'."""
+
+
 def from_masks(
     masks: Sequence[CrossPlaneMask], similarity: FloatArray, expected_precision: FloatArray | None = None
 ) -> list[Instance]:
@@ -56,7 +60,9 @@ def best_first(instances: Sequence[Instance]) -> list[Instance]:
 def drop_wrong_sizes(
     instances: Sequence[Instance], seeds: Sequence[Instance], settings: InstanceSettings
 ) -> list[Instance]:
-    """Keep instances whose voxel count is within `settings.size_range` of the seeds' median; empty ones go.
+    """Keep instances whose voxel count is within `settings.size_range` of the typical one; empty ones go.
+
+    Typical is the median over the seeds and the ten best instances: one seed's mask alone may be poor.
 
     Raises
     ------
@@ -69,7 +75,8 @@ def drop_wrong_sizes(
             f"seed masks: expected at least one that is not empty, found {len(seeds)} seeds without one",
             hint="Check the seeds' positions, the object's radius and the contrast polarity",
         )
-    typical = float(np.median(sizes))
+    best = [one.size for one in best_first(instances) if one.size][:_BEST]
+    typical = float(np.median(sizes + best))
     low, high = (factor * typical for factor in settings.size_range)
     return [one for one in instances if one.size and low <= one.size <= high]
 

@@ -118,10 +118,11 @@ def propose(
 
     Notes
     -----
-    A particle is as wide as its radius, so the map is averaged over half of it before maxima are taken: one
-    particle gives one maximum, at its middle. Where the encoder knows centres of particles, a proposal's
-    score is its similarity times how much of a centre it is; otherwise the similarity alone. In the hierarchy
-    it is the similarity times the share of the cells around it that passed.
+    A particle is as wide as its radius, so the map is averaged over a part of it (`settings.smoothing`) before
+    maxima are taken: one particle gives one maximum, at its middle. Where the encoder knows centres of
+    particles, a proposal's score is its similarity times a small power of how much of a centre it is
+    (`CENTRE_POWER`); otherwise the similarity alone. In the hierarchy it is the similarity times the share of
+    the cells around it that passed.
     """
     if roi is not None and features.grid.extent not in (None, roi.shape):
         raise InputError(

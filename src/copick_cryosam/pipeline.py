@@ -156,7 +156,7 @@ class CryoSAM:
         """
         points = VoxelPoints(np.asarray(points_zyx, dtype=np.float64))
         prepared, _ = self._prepare(volume, points, radius_vox)
-        masks = self._segment(prepared, points, radius_vox, None)
+        masks = self._segment(prepared, points, radius_vox, None, sure=True)
         return selection.from_masks(masks, np.ones(len(masks)))
 
     def open(
@@ -200,7 +200,7 @@ class CryoSAM:
         SeedError
             No seed gave a mask.
         """
-        masks = self._segment(tomogram.volume, seeds, radius_vox, None)
+        masks = self._segment(tomogram.volume, seeds, radius_vox, None, sure=True)
         found = selection.from_masks(masks, np.ones(len(masks)))
         solid = [one for one in found if one.size]
         if not solid:
@@ -267,11 +267,17 @@ class CryoSAM:
         return brighten(prepared, "dark" if polarity == "dark" else "light"), polarity
 
     def _segment(
-        self, volume: NDArray[np.float32], points: VoxelPoints, radius_vox: float, progress: Progress | None
+        self,
+        volume: NDArray[np.float32],
+        points: VoxelPoints,
+        radius_vox: float,
+        progress: Progress | None,
+        *,
+        sure: bool = False,
     ) -> list[CrossPlaneMask]:
         tell = None if progress is None else (lambda done, total: progress("segment", done, total))
         on_device = torch.from_numpy(volume).to(self.device)
-        return segment(on_device, points, radius_vox, self.segmenter, self.settings.segmenter, tell)
+        return segment(on_device, points, radius_vox, self.segmenter, self.settings.segmenter, tell, sure=sure)
 
 
 def _check_seeds(seeds: VoxelPoints, shape: tuple[int, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,11 +201,18 @@ def test_opening_without_seeds_needs_a_polarity(model, dark):
         model.open(dark, None, RADIUS)
 
 
-def test_seeds_on_nothing_are_refused(model):
+def test_seeds_on_nothing_are_refused(model, monkeypatch):
     flat = phantom(centres=[])
     with pytest.raises(SeedError):
         model.pick(flat, [[20, 30, 30]], RADIUS)
     opened = model.open(flat, None, RADIUS, polarity="dark")
+    decode = model.segmenter.decode
+
+    def finds_nothing(*arguments):
+        decoded = decode(*arguments)
+        return replace(decoded, logits=decoded.logits.clamp(max=-1))
+
+    monkeypatch.setattr(model.segmenter, "decode", finds_nothing)
     with pytest.raises(SeedError, match="at least one that can be segmented, found 1 without a mask"):
         model.seed(opened, VoxelPoints(np.array([20, 30, 30])), RADIUS)
 

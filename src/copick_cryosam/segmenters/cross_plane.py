@@ -52,6 +52,8 @@ def segment(
     segmenter: PlaneSegmenter,
     settings: SegmenterSettings,
     progress: Progress | None = None,
+    *,
+    sure: bool = False,
 ) -> list[CrossPlaneMask]:
     """Segment the object at each point (CryoSAM section 2.1, eqs. 1 and 2).
 
@@ -59,7 +61,7 @@ def segment(
     IoU below `settings.iou_stop`, or has a presence below `settings.presence_stop`; that plane is not used.
     It also ends at the volume's edge and `settings.extent` object radii from the prompt, so that an object is
     at most `settings.extent` diameters long; two diameters, the cube's edge, are the most there can be. The
-    presence rule holds for the prompted plane too.
+    presence rule holds for the prompted plane too, unless the points are `sure`.
 
     Parameters
     ----------
@@ -70,6 +72,7 @@ def segment(
     segmenter : any backend of `copick_cryosam.segmenters`
     settings : stop rules, fusion and batch size
     progress : told of ended walks
+    sure : the points are known to lie on the object, as seeds are; proposals may not
 
     Returns
     -------
@@ -89,7 +92,9 @@ def segment(
     count = _Count(6 * len(points), progress)
     with torch.inference_mode():
         stacks = [
-            _walk_axis(_Axis(segmenter, volume, axis, radius_vox, half, settings), points.zyx, anchors, reach, count)
+            _walk_axis(
+                _Axis(segmenter, volume, axis, radius_vox, half, settings, sure), points.zyx, anchors, reach, count
+            )
             for axis in range(3)
         ]
     return [combine(stacks, index, points.zyx[index], anchors[index], half, settings) for index in range(len(points))]
@@ -146,7 +151,9 @@ class _Axis:
         radius_vox: float,
         half: int,
         settings: SegmenterSettings,
+        sure: bool,
     ) -> None:
+        self.sure = sure
         self.axis = axis
         self.others = [other for other in range(3) if other != axis]
         self.length = volume.shape[axis]
@@ -176,6 +183,8 @@ class _Axis:
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
         masks = (logits > 0) & inside
         present = decoded.presence.to(self.device, torch.float32) >= self.settings.presence_stop
+        if prompts is None and self.sure:
+            present = torch.ones_like(present)
         return _Planes(
             masks=masks,
             peaks=_peaks(logits.masked_fill(~masks, -torch.inf), masks) + windows,

@@ -213,6 +213,16 @@ def test_an_absent_object_on_the_prompted_plane_gives_an_empty_mask():
     (one,) = segment(empty(shape), points((7, 7, 7)), 3.0, oracle(truth, presence=script), settings(presence_stop=0.5))
     assert one.mask.size == 0
     assert one.decodes == 3
+    # a seed is on the object: whatever the segmenter thinks of the prompted planes, they are used
+    (trusted,) = segment(
+        empty(shape),
+        points((7, 7, 7)),
+        3.0,
+        oracle(truth, presence=script),
+        settings(presence_stop=0.5),
+        sure=True,
+    )
+    assert trusted.mask.sum() == truth.sum()
 
 
 @pytest.mark.parametrize(("extent", "expected"), [(0.5, 5), (1.5, 13), (2.0, 17), (0.01, 3)])
