@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -15,8 +16,12 @@ from copick_cryosam.types import Grid, VoxelPoints
 MIN_SIDE = 16
 """Voxels; a smaller volume has no room for a particle and its surroundings."""
 _SAMPLE = 2_000_000
-_DECISION = 2.0
-"""Standard errors that inside and shell must differ by before polarity is decided."""
+_CLEAR = 4.0
+"""Standard errors by which inside and shell differ where the contrast alone decides."""
+_DECISION = 3.0
+"""Standard errors by which they must differ at least where nothing else tells."""
+_RECOGNISED, _TIMES = 0.15, 1.3
+"""Foreground at the seeds that an encoder must see in one polarity, and how many times more than in the other."""
 
 
 def check(volume: NDArray[np.float32]) -> None:
@@ -119,36 +124,53 @@ def _contrasts(volume: NDArray[np.float32], centres: NDArray[np.float64], radius
 
 
 def decide_polarity(
-    volume: NDArray[np.float32], seeds: VoxelPoints, radius_vox: float, told: Polarity
+    volume: NDArray[np.float32],
+    seeds: VoxelPoints,
+    radius_vox: float,
+    told: Polarity,
+    recognised: Callable[[], tuple[float, float] | None] | None = None,
 ) -> Literal["dark", "light"]:
     """Whether particles are darker or brighter than their surroundings.
 
-    Decided from the seeds unless told. Being told the opposite of what the seeds clearly show is an
-    error: every result would be nonsense.
+    Decided from the seeds unless told: by their contrast where it is clear, else by what an encoder recognises,
+    else by the contrast alone. Being told the opposite of what the seeds clearly show is an error: every
+    result would be nonsense.
+
+    Parameters
+    ----------
+    volume : standardised, shape (Z, Y, X)
+    recognised : asks an encoder for the foreground at the seeds, the volume taken as bright and as dark
+        (see `polarity.foreground_both_ways`); asked only where the contrast is not clear
 
     Raises
     ------
     SeedError
-        The seeds contradict `told`, or show no contrast and nothing was told.
+        The seeds contradict `told`, or show nothing and nothing was told.
     """
     contrast, error = seed_contrast(volume, seeds, radius_vox)
     seen: Literal["dark", "light"] = "light" if contrast > 0 else "dark"
     strength = abs(contrast) / error
-    if told == "auto":
-        if strength < _DECISION:
+    if told != "auto":
+        if told != seen and strength > _CLEAR:
+            found = {"dark": "darker", "light": "brighter"}[seen]
             raise SeedError(
-                f"polarity: the seeds are neither darker nor brighter than their surroundings "
+                f"polarity: expected {told} particles, found the seeds {found} than their surroundings "
                 f"({contrast:+.2f} standard deviations, error {error:.2f})",
-                hint="Check the seeds and the object's radius, or say --polarity dark or --polarity light",
+                hint=f"Use --polarity {seen} or --polarity auto",
             )
+        return told
+    if strength > _CLEAR:
         return seen
-    if told != seen and strength > 2 * _DECISION:
+    shares = None if recognised is None else recognised()
+    if shares is not None and max(shares) > _RECOGNISED and max(shares) > _TIMES * min(shares):
+        return "light" if shares[0] > shares[1] else "dark"
+    if strength < _DECISION:
         raise SeedError(
-            f"polarity: expected {told} particles, found the seeds {seen}er than their surroundings "
-            f"({contrast:+.2f} standard deviations, error {error:.2f})".replace("lighter", "brighter"),
-            hint=f"Use --polarity {seen} or --polarity auto",
+            f"polarity: the seeds are neither darker nor brighter than their surroundings "
+            f"({contrast:+.2f} standard deviations, error {error:.2f})",
+            hint="Check the seeds and the object's radius, or say --polarity dark or --polarity light",
         )
-    return told
+    return seen
 
 
 def brighten(volume: NDArray[np.float32], polarity: Literal["dark", "light"]) -> NDArray[np.float32]:

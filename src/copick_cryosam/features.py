@@ -60,6 +60,8 @@ class Features(Protocol):
     centre: NDArray[np.float32] | None
     """Probability that a cell is the centre of a particle of any kind, shape `grid.shape`; None where the
     encoder cannot tell."""
+    foreground: NDArray[np.float32] | None
+    """Probability that a cell belongs to a particle of any kind; None where the encoder cannot tell."""
 
     def pool(self, instances: Sequence[Instance]) -> NDArray[np.float32]:
         """Query: the mean feature over all voxels of all instances (eq. 4), shape (C,)."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.errors import InputError, SeedError
 from copick_cryosam.features import Features
 from copick_cryosam.matching import Query, merge_queries, propose, scores_near
+from copick_cryosam.polarity import foreground_both_ways
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import segment
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
@@ -188,7 +190,7 @@ class CryoSAM:
                 f"voxel spacing: expected 0.5 to 100 Å, found {voxel_spacing:g}",
                 hint="Give Å per voxel, or leave it out",
             )
-        prepared, found = self._prepare(volume, seeds, radius_vox, polarity)
+        prepared, found = self._prepare(volume, seeds, radius_vox, polarity, voxel_spacing)
         features = self.encoder.encode(prepared, voxel_spacing=voxel_spacing, progress=progress)
         return Tomogram(volume=prepared, polarity=found, features=features, voxel_spacing=voxel_spacing)
 
@@ -250,7 +252,12 @@ class CryoSAM:
         )
 
     def _prepare(
-        self, volume: NDArray[np.float32], seeds: VoxelPoints | None, radius_vox: float, polarity: str | None = None
+        self,
+        volume: NDArray[np.float32],
+        seeds: VoxelPoints | None,
+        radius_vox: float,
+        polarity: str | None = None,
+        voxel_spacing: float | None = None,
     ) -> tuple[NDArray[np.float32], str]:
         if not (np.isfinite(radius_vox) and 1 <= radius_vox <= 200):
             raise InputError(
@@ -263,7 +270,8 @@ class CryoSAM:
             if seeds is None:
                 raise ValueError("polarity: expected seeds or a decision, found neither")
             _check_seeds(seeds, prepared.shape)
-            polarity = decide_polarity(prepared, seeds, radius_vox, self.settings.polarity)
+            recognised = partial(foreground_both_ways, prepared, seeds, radius_vox, self.encoder, voxel_spacing)
+            polarity = decide_polarity(prepared, seeds, radius_vox, self.settings.polarity, recognised)
         return brighten(prepared, "dark" if polarity == "dark" else "light"), polarity
 
     def _segment(

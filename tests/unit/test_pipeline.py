@@ -204,7 +204,7 @@ def test_opening_without_seeds_needs_a_polarity(model, dark):
 def test_seeds_on_nothing_are_refused(model, monkeypatch):
     flat = phantom(centres=[])
     with pytest.raises(SeedError):
-        model.pick(flat, [[20, 30, 30]], RADIUS)
+        model.pick(flat, [[20, 20, 40]], RADIUS)
     opened = model.open(flat, None, RADIUS, polarity="dark")
     decode = model.segmenter.decode
 
