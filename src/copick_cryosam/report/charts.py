@@ -62,6 +62,8 @@ def candidate_chart(run: RunReport, prefix: str) -> str | None:
                 log=True,
             )
     _mark(axes, run.candidate_threshold)
+    # room for the legend above the tallest bar
+    axes.set_ylim(0.5, axes.get_ylim()[1] ** 1.6)
     axes.set_xlabel("match with the seeds")
     axes.set_ylabel("proposed points")
     return _svg(figure, axes, prefix)
