@@ -81,6 +81,9 @@ class InstanceSettings(_Settings):
             raise ValueError("expected two factors, the lower first, such as 0.25, 4")
         return bounds
 
+    rank_by: Literal["similarity", "product"] = Field(
+        "similarity", description="a pick's score: its similarity, or similarity x mask confidence"
+    )
     duplicate_radius: float = Field(1.0, gt=0, le=4, description="two picks closer than this are one, in object radii")
     min_precision: float | None = Field(
         None, ge=0, le=1, description="keep picks of at least this expected precision; none: the best expected F1"

@@ -6,6 +6,7 @@ Each function takes a list of instances and returns a new one; the instances the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -23,12 +24,16 @@ _BEST = 10
 
 
 def from_masks(
-    masks: Sequence[CrossPlaneMask], similarity: FloatArray, expected_precision: FloatArray | None = None
+    masks: Sequence[CrossPlaneMask],
+    similarity: FloatArray,
+    expected_precision: FloatArray | None = None,
+    *,
+    rank_by: Literal["similarity", "product"] = "product",
 ) -> list[Instance]:
     """Instances from masks and the similarity of their prompts, in the same order.
 
-    The score is similarity x confidence. A similarity below zero counts as zero there: otherwise the
-    surest mask of a dissimilar object would rank last but the poorest one first.
+    The score is the similarity, or similarity x confidence (`product`). In the product a similarity below zero
+    counts as zero: otherwise the surest mask of a dissimilar object would rank last but the poorest one first.
 
     Parameters
     ----------
@@ -45,7 +50,7 @@ def from_masks(
             prompt_zyx=one.prompt_zyx,
             similarity=float(alike),
             confidence=one.confidence,
-            score=max(float(alike), 0.0) * one.confidence,
+            score=float(alike) if rank_by == "similarity" else max(float(alike), 0.0) * one.confidence,
             expected_precision=float(precision),
         )
         for one, alike, precision in zip(masks, similarity, expected_precision, strict=True)

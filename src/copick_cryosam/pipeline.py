@@ -239,7 +239,7 @@ class CryoSAM:
         precision = calibration.expected_precision[: len(kept)]
         with _timed(seconds, "segment"):
             masks = self._segment(tomogram.volume, kept.points, radius_vox, progress)
-            found = selection.from_masks(masks, kept.similarity, precision)
+            found = selection.from_masks(masks, kept.similarity, precision, rank_by=self.settings.instances.rank_by)
             seeds = [one for some in seeded for one in some.instances]
             chosen = selection.select(found, seeds, radius_vox, self.settings.instances)
         return Found(

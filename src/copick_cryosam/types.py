@@ -122,7 +122,7 @@ class Instance:
     prompt_zyx : the point that prompted the segmentation, in voxels
     similarity : cosine similarity with the query at the prompt
     confidence : how sure the segmenter is of the mask, 0 to 1 (predicted IoU x agreement of the axes)
-    score : the pick's rank score, similarity x confidence by default (CryoSAM has none; see matching)
+    score : what the picks are ranked by, see `InstanceSettings.rank_by` (CryoSAM itself has none)
     expected_precision : calibrated probability of being a true pick, NaN where there was nothing to calibrate
     """
 
