@@ -17,6 +17,7 @@ from copick_cryosam.errors import InputError
 
 Polarity = Literal["auto", "dark", "light"]
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class _Settings(BaseModel):
@@ -24,22 +25,67 @@ class _Settings(BaseModel):
 
 
 class EncoderSettings(_Settings):
-    """Which encoder turns the tomogram into features."""
+    """Which encoder turns the tomogram into features (eq. 3)."""
 
-    name: str = Field("embednet", description="registered encoder: embednet, fake")
+    name: str = Field(
+        "embednet",
+        description="embednet, sam (the trunk of a SAM checkpoint), fake, a vision transformer by its short name "
+        "(`copick cryosam models` lists them) or Hugging Face name, or the path of a local folder that holds one",
+    )
     tile: int = Field(
         256,
         ge=32,
         le=1024,
         multiple_of=16,
-        description="edge of the block encoded at once, voxels of the net's spacing",
+        description="embednet: edge of the block encoded at once, voxels of the net's spacing",
     )
+    checkpoint: str | None = Field(None, description="sam: the checkpoint; none: looked for in CRYOSAM_CHECKPOINTS")
+    revision: str | None = Field(
+        None, description="Hugging Face names: the commit to use; none: the one pinned for a short name"
+    )
+    longest_side: int | None = Field(
+        None,
+        ge=64,
+        le=4096,
+        description="vision transformers: pixels of a plane's longer side; none: one pixel per voxel (sam: 1024)",
+    )
+    stride: int = Field(2, ge=1, le=16, description="vision transformers: voxels per cell of the similarity map")
+    whitening: Literal["none", "mean", "full"] = Field(
+        "none", description="vision transformers: background statistics taken off the features before the cosine"
+    )
+    batch: int = Field(8, ge=1, description="vision transformers: planes encoded in one call")
+    precision: Precision = Field("auto", description="vision transformers: auto is bf16 on a GPU and fp32 on the CPU")
+    compile: bool = Field(False, description="vision transformers: torch.compile, worth it for many tomograms")
 
 
 class SegmenterSettings(_Settings):
     """Which plane segmenter is prompted, and when cross-plane self-prompting stops (eqs. 1 and 2)."""
 
-    name: str = Field("promptnet", description="registered segmenter: promptnet, fake")
+    name: str = Field("promptnet", description="registered segmenter: promptnet, sam, fake")
+    checkpoint: str | None = Field(
+        None, description="sam: path of the checkpoint, its type is recognised; none: CRYOSAM_CHECKPOINTS is searched"
+    )
+    model: Literal["vit_h", "vit_l", "vit_b"] | None = Field(
+        None, description="sam: the type to look for in CRYOSAM_CHECKPOINTS; none: the largest that is there"
+    )
+    longest_side: int | None = Field(
+        None, ge=64, le=1024, description="sam: pixels of a plane's longer side; none: 1024, what it was trained at"
+    )
+    padding: Literal["native", "square"] = Field(
+        "native", description="sam: planes at their own aspect, or padded to a square as published (slower)"
+    )
+    channels: Literal["repeat", "mean", "neighbours"] = Field(
+        "repeat", description="sam: the plane three times, the mean of three planes, or planes p-1, p, p+1 as colours"
+    )
+    mask_choice: Literal["single", "best", "consistent"] = Field(
+        "consistent",
+        description="sam: its single mask, of its three the one of best predicted IoU, or the best by predicted "
+        "IoU x IoU with the plane before x ratio of areas",
+    )
+    box_prompt: bool = Field(False, description="sam: prompt with the box of the plane before, too")
+    encode_batch: int = Field(8, ge=1, description="sam: planes encoded in one call")
+    precision: Precision = Field("auto", description="sam: auto is bf16 on a GPU and fp32 on the CPU")
+    compile: bool = Field(False, description="sam: torch.compile of the image encoder, worth it for many tomograms")
     iou_stop: float = Field(0.5, ge=0, le=1, description="tau_IoU: stop when adjacent masks agree less")
     presence_stop: float = Field(0.5, ge=0, le=1, description="stop when the segmenter thinks the object is absent")
     extent: float = Field(1.5, gt=0, le=2, description="cap along the axis, in object diameters")
