@@ -21,8 +21,36 @@ def test_presets_know_their_name(name: str) -> None:
     assert preset(name).preset == name
 
 
+def test_the_paper_s_choices() -> None:
+    paper = preset("paper")
+    assert (paper.encoder.name, paper.encoder.longest_side, paper.encoder.whitening) == (
+        "dinov2-reg-large",
+        518,
+        "none",
+    )
+    assert (paper.segmenter.name, paper.segmenter.model) == ("sam", "vit_h")
+    assert (paper.segmenter.padding, paper.segmenter.channels) == ("square", "repeat")
+    assert (paper.segmenter.mask_choice, paper.segmenter.fuse) == ("best", "union")
+    assert paper.segmenter.iou_stop == 0.5
+    assert (paper.matching.strategy, paper.matching.ratios) == ("hierarchical", (16, 8, 4))
+    assert (paper.matching.similarity_threshold, paper.matching.max_proposals) == (0.5, 512)
+    # Nothing is dropped for its size or its expected precision.
+    assert (paper.instances.min_precision, paper.instances.size_range) == (0, (0, 1e9))
+    assert paper.instances.rank_by == "product"
+
+
+def test_the_foundation_preset_is_sam_and_dinov2_at_full_resolution() -> None:
+    foundation = preset("foundation")
+    assert (foundation.encoder.name, foundation.encoder.longest_side) == ("dinov2-reg-large", None)
+    assert foundation.encoder.whitening == "full"
+    assert (foundation.segmenter.name, foundation.segmenter.model) == ("sam", None)
+    assert (foundation.segmenter.padding, foundation.segmenter.mask_choice) == ("native", "consistent")
+    assert foundation.matching == Settings().matching
+    assert foundation.instances == Settings().instances
+
+
 def test_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"expected one of embedded, fake, found 'best'"):
+    with pytest.raises(InputError, match=r"expected one of embedded, fake, foundation, paper, found 'best'"):
         preset("best")
 
 

@@ -11,6 +11,7 @@ __all__ = ["LazyGroup", "cryosam"]
 _COMMANDS = {
     "demo": ("copick_cryosam.cli.demo:demo", "Make a small simulated project, pick in it and score the picks."),
     "info": ("copick_cryosam.cli.info:info", "Show versions, devices and the models that are found."),
+    "models": ("copick_cryosam.cli.models:models", "List models: size, licence, where they are and where to get them."),
 }
 
 

@@ -50,10 +50,22 @@ class _PresetChoice(click.Choice[str]):
 @add_run_names_option
 @optgroup.group("\nMethod Options", help="How to pick; what is not given comes from --settings, else from --preset.")
 @optgroup.option(
-    "--preset", type=_PresetChoice(["embedded"]), default="embedded", help="Models and settings that go together."
+    "--preset",
+    type=_PresetChoice(["embedded", "foundation", "paper"]),
+    default="embedded",
+    help="Models and settings that go together: the package's own; SAM and DINOv2; the same as in the CryoSAM paper.",
 )
 @optgroup.option("--settings", "settings_path", type=click.Path(), help="YAML file of settings.")
-@optgroup.option("--encoder", help="Encoder by its name.  [default: the preset's]")
+@optgroup.option(
+    "--sam-checkpoint",
+    type=click.Path(),
+    help="Checkpoint of SAM.  [default: the largest in the folders of CRYOSAM_CHECKPOINTS]",
+)
+@optgroup.option(
+    "--encoder",
+    metavar="NAME|PATH",
+    help="Encoder: embednet, sam, or a vision transformer by name or folder.  [default: the preset's]",
+)
 @optgroup.option(
     "--matching", type=click.Choice(["exhaustive", "hierarchical"]), help="Matching strategy.  [default: the preset's]"
 )
@@ -139,15 +151,21 @@ def cryosam(
         copick inference cryosam -c config.json -t wbp@10.0 -i ribosome:curator/1 -r TS_001 -r TS_002 --min-precision 0.8 -o ribosome:cryosam/2 -os ribosome:cryosam/2@10.0 --report report.html
 
     \b
+        # SAM and DINOv2 instead of the embedded models, on a GPU
+        copick inference cryosam -c config.json -t wbp@10.0 -i ribosome:curator/1 --preset foundation --sam-checkpoint sam_vit_h_4b8939.pth
+
+    \b
     See Also:
         copick evaluation localization: scores picks against true picks
         copick cryosam info: versions, devices and models
+        copick cryosam models: checkpoints, their licences and where to get them
         copick export picks: picks as STAR, EM, Dynamo or CSV files
     """  # noqa: E501 - a line of an example is pasted whole
     from copick.util.log import get_logger
 
     from copick_cryosam.cli.retry import command_line
     from copick_cryosam.compute import plan, run_job
+    from copick_cryosam.compute.models import named_models
     from copick_cryosam.errors import InputError, OutputError
     from copick_cryosam.io.job import Job
 
@@ -172,6 +190,8 @@ def cryosam(
     report = None if report_path is None else Path(report_path)
     if report is not None and not report.absolute().parent.is_dir():
         raise OutputError(f"report {report}: expected an existing folder", hint="Make the folder or choose another")
+    # A missing checkpoint is told before anything is read, downloaded or removed.
+    named_models(settings)
     if dry_run:
         planned = plan(job, settings)
         _print_plan(planned)
@@ -205,6 +225,7 @@ def _names(names: tuple[str, ...]) -> tuple[str, ...] | None:
 def _settings(
     preset: str,
     settings_path: str | None,
+    sam_checkpoint: str | None,
     encoder: str | None,
     matching: str | None,
     max_picks: int | None,
@@ -224,7 +245,24 @@ def _settings(
         "instances": {"max_picks": max_picks, "min_precision": min_precision},
     }
     stated: dict[str, Any] = {section: _stated(values) for section, values in given.items()}
-    return config.override(settings, {**stated, **_stated({"polarity": polarity, "device": device})})
+    settings = config.override(settings, {**stated, **_stated({"polarity": polarity, "device": device})})
+    return settings if sam_checkpoint is None else _with_checkpoint(settings, sam_checkpoint)
+
+
+def _with_checkpoint(settings: Settings, path: str) -> Settings:
+    """The checkpoint for every model that is SAM; absolute, so that the record of a result says where it was."""
+    from copick_cryosam.config import override
+    from copick_cryosam.errors import InputError
+
+    names = {"segmenter": settings.segmenter.name, "encoder": settings.encoder.name}
+    users = [role for role, name in names.items() if name == "sam"]
+    if not users:
+        raise InputError(
+            f"--sam-checkpoint: expected a segmenter or an encoder that is sam, found {' and '.join(names.values())}",
+            hint="Add --preset foundation or --preset paper, or leave --sam-checkpoint out",
+        )
+    checkpoint = str(Path(path).expanduser().absolute())
+    return override(settings, {role: {"checkpoint": checkpoint} for role in users})
 
 
 def _stated(values: dict[str, Any]) -> dict[str, Any]:
@@ -244,17 +282,21 @@ def _print_plan(plan: Plan) -> None:
     seeds = ", ".join(f"{count} in {run}" for run, count in plan.seeds.items())
     click.echo(f"Seeds: {seeds}")
     click.echo(f"Models: {', '.join(plan.models.values())} on {plan.device}")
-    click.echo(
-        f"Would search {len(plan.pending)} of {len(plan.runs)} runs with about {plan.memory / 2**30:.1f} GiB of "
-        f"memory; one CPU core would take at most about {_duration(plan.seconds)}"
-    )
+    searched = f"Would search {len(plan.pending)} of {len(plan.runs)} runs"
+    if plan.memory is None or plan.seconds is None:
+        click.echo(f"{searched}; no estimate of memory and time for an encoder that is not in the catalogue")
+    else:
+        click.echo(
+            f"{searched} with about {plan.memory / 2**30:.1f} GiB of memory; one CPU core would take at most about "
+            f"{_duration(plan.seconds)}"
+        )
     click.echo("Nothing was written.")
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.{1 if seconds < 36000 else 0}f} h"
 
 
 def _print_summary(summary: Summary, job: Job) -> None:

@@ -9,7 +9,17 @@ import click
 
 __all__ = ["info"]
 
-_PACKAGES = ("copick-cryosam", "copick", "copick-utils", "torch", "numpy", "scipy", "zarr")
+_PACKAGES = (
+    "copick-cryosam",
+    "copick",
+    "copick-utils",
+    "torch",
+    "numpy",
+    "scipy",
+    "zarr",
+    "segment-anything",
+    "transformers",
+)
 _MODELS = ("embednet", "promptnet")
 
 
@@ -24,11 +34,13 @@ def info() -> None:
 
     \b
     See Also:
+        copick cryosam models: all models, their licences and where to get them
         copick inference cryosam: picks particles from one seed
     """
     _print("Versions", _versions())
     _print("Devices", _devices())
     _print("Models", _models())
+    _print("Checkpoints", _checkpoints())
 
 
 def _versions() -> list[tuple[str, str]]:
@@ -70,7 +82,19 @@ def _models() -> list[tuple[str, str]]:
     return rows
 
 
+def _checkpoints() -> list[tuple[str, str]]:
+    from copick_cryosam.foundation import catalogue
+
+    folders = catalogue.checkpoint_folders()
+    sams = [f"SAM {kind}" for kind in catalogue.SAMS if catalogue.present_sam(kind)]
+    transformers = [name for name in catalogue.TRANSFORMERS if catalogue.find_transformer(name)]
+    return [
+        ("folders", ", ".join(map(str, folders)) or f"none, {catalogue.VARIABLE} is not set"),
+        ("found", ", ".join([*sams, *transformers]) or "none; `copick cryosam models` says where to get them"),
+    ]
+
+
 def _print(title: str, rows: list[tuple[str, str]]) -> None:
     click.echo(title)
     for name, value in rows:
-        click.echo(f"  {name:<15} {value}")
+        click.echo(f"  {name:<16} {value}")

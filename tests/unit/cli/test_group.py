@@ -30,12 +30,13 @@ def test_commands_are_listed_without_import() -> None:
     assert done.returncode == 0, done.stderr
     assert "demo" in done.stdout
     assert "info" in done.stdout
+    assert "models" in done.stdout
 
 
 def test_short_help_is_that_of_the_command() -> None:
     context = click.Context(cryosam)
     assert isinstance(cryosam, LazyGroup)
-    assert cryosam.list_commands(context) == ["demo", "info"]
+    assert cryosam.list_commands(context) == ["demo", "info", "models"]
     found = cryosam.get_command(context, "info")
     assert found is not None
     assert found.name == "info"
@@ -56,9 +57,23 @@ def test_info_names_versions_devices_and_models(monkeypatch: pytest.MonkeyPatch,
     result = CliRunner().invoke(cryosam, ["info"])
     assert result.exit_code == 0, result.output
     lines = {line.split()[0]: line for line in result.output.splitlines() if line.startswith("  ")}
-    assert {"python", "torch", "copick", "cpu", "embednet", "promptnet"} <= lines.keys()
+    assert {"python", "torch", "copick", "cpu", "embednet", "promptnet", "segment-anything"} <= lines.keys()
     assert f"embednet-{hashlib.sha256(content).hexdigest()[:12]}" in lines["embednet"]
     assert "missing" in lines["promptnet"]
+
+
+def test_info_names_the_checkpoints_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CRYOSAM_CHECKPOINTS", raising=False)
+    assert "CRYOSAM_CHECKPOINTS is not set" in CliRunner().invoke(cryosam, ["info"]).output
+    (tmp_path / "sam_vit_l_0b3195.pth").touch()
+    (tmp_path / "dinov2-small").mkdir()
+    (tmp_path / "dinov2-small" / "config.json").touch()
+    monkeypatch.setenv("CRYOSAM_CHECKPOINTS", str(tmp_path))
+    result = CliRunner().invoke(cryosam, ["info"])
+    assert result.exit_code == 0, result.output
+    lines = {line.split()[0]: line for line in result.output.splitlines() if line.startswith("  ")}
+    assert str(tmp_path) in lines["folders"]
+    assert lines["found"].split(maxsplit=1)[1] == "SAM vit_l, dinov2-small"
 
 
 def test_main_is_the_group(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

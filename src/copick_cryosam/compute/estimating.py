@@ -1,0 +1,110 @@
+"""How much memory and time one tomogram may need, roughly and at most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from copick_cryosam.compute.models import NamedModel
+from copick_cryosam.config import Settings
+from copick_cryosam.foundation.catalogue import SamEntry, SamKind, TransformerEntry
+from copick_cryosam.types import Grid
+
+__all__ = ["estimate"]
+
+_PROCESS_BYTES = 0.4e9
+"""Python, torch and the embedded weights."""
+_BYTES_PER_VOXEL = 40
+"""The tomogram twice, features, similarity and labels."""
+_TILE_BYTES_PER_VOXEL = 80
+"""Activations of the embedded encoder, for the voxels of a tile."""
+_ENCODE_SECONDS = {"embednet": 1.2e-6, "fake": 0.5e-6}
+"""One CPU core, per voxel."""
+_DECODE_SECONDS = {"promptnet": 6e-3, "fake": 0.2e-3, "sam": 0.3}
+"""One CPU core, per plane prompt."""
+_READ_SECONDS = 0.1e-6
+_WALKS = 6
+"""Walks of one proposal: up and down three axes; each prompts at most `extent` object radii of planes."""
+
+_CORE_FLOPS = 5e10
+"""What one CPU core reaches in float32. Measured on two cores were 50 to 145 GFLOP/s per core for the image encoder
+of SAM and for large transformers, and half that for small ones."""
+_SAM_FLOPS: dict[SamKind, float] = {"vit_h": 5961e9, "vit_l": 2986e9, "vit_b": 972e9}
+"""SAM's image encoder on a picture of 1024 x 1024, counted."""
+_SAM_PATCH, _SAM_SIDE, _SAM_CHANNELS = 16, 1024, 256
+_ACTIVATIONS = 16
+"""Numbers that a layer keeps per token and channel: input, keys, queries, values, and four times that in between."""
+
+_Views = list[tuple[int, int]]
+"""For each of three views, the number of planes and of tokens on each plane."""
+
+
+def estimate(
+    grid: Grid, radius_vox: float, settings: Settings, models: Mapping[str, NamedModel]
+) -> tuple[float, float] | None:
+    """Bytes, and seconds on one CPU core, for one tomogram; None where a model's size is not known.
+
+    Parameters
+    ----------
+    radius_vox : of the object, voxels
+    models : see `named_models`
+    """
+    if not all(model.known for model in models.values()):
+        return None
+    z, y, x = grid.shape_zyx
+    voxels = z * y * x
+    memory, seconds = _PROCESS_BYTES + _BYTES_PER_VOXEL * voxels, _READ_SECONDS * voxels
+    encoder, segmenter = models["encoder"].entry, models["segmenter"].entry
+    if encoder is None:
+        memory += _TILE_BYTES_PER_VOXEL * min(voxels, (settings.encoder.tile + 64) ** 3)
+        seconds += _ENCODE_SECONDS[settings.encoder.name] * voxels
+    else:
+        views = _encoder_views(grid, settings, encoder)
+        memory += _held(encoder, views, settings.encoder.batch, 2)
+        seconds += sum(planes * _flops(encoder, tokens) for planes, tokens in views) / _CORE_FLOPS
+    if segmenter is not None:
+        sides = settings.segmenter.longest_side or _SAM_SIDE
+        views = _views(grid, sides, _SAM_PATCH, square=settings.segmenter.padding == "square")
+        # At most: planes are encoded when a prompt needs them.
+        memory += _held(segmenter, views, settings.segmenter.encode_batch, 4)
+        seconds += sum(planes * _flops(segmenter, tokens) for planes, tokens in views) / _CORE_FLOPS
+    # Particles lie a diameter apart; there are hardly more of them than cubes of that edge.
+    proposals = min(settings.matching.max_proposals, max(1.0, voxels / (2 * max(radius_vox, 1.0)) ** 3))
+    decodes = proposals * _WALKS * settings.segmenter.extent * max(radius_vox, 1.0)
+    return memory, seconds + decodes * _DECODE_SECONDS[settings.segmenter.name]
+
+
+def _encoder_views(grid: Grid, settings: Settings, entry: SamEntry | TransformerEntry) -> _Views:
+    if isinstance(entry, SamEntry):
+        return _views(grid, settings.encoder.longest_side or _SAM_SIDE, _SAM_PATCH)
+    return _views(grid, settings.encoder.longest_side, entry.patch)
+
+
+def _views(grid: Grid, longest_side: int | None, patch: int, *, square: bool = False) -> _Views:
+    """Planes and tokens of the views across z, y and x; `longest_side` None: one pixel per voxel."""
+    views = []
+    for axis, planes in enumerate(grid.shape_zyx):
+        sides = [side for other, side in enumerate(grid.shape_zyx) if other != axis]
+        scale = 1.0 if longest_side is None else longest_side / max(sides)
+        cells = [math.ceil(side * scale / patch) for side in sides]
+        views.append((planes, max(cells) ** 2 if square else cells[0] * cells[1]))
+    return views
+
+
+def _flops(entry: SamEntry | TransformerEntry, tokens: int) -> float:
+    """Floating-point operations, two for a multiplication and addition, of one plane."""
+    if isinstance(entry, SamEntry):
+        # Attention is within windows in all but four layers, so the work grows with the tokens.
+        return _SAM_FLOPS[entry.kind] * tokens / (_SAM_SIDE // _SAM_PATCH) ** 2
+    # Per layer, 12 matrices of width x width on each token, and tokens against tokens twice.
+    width = entry.embedding_dim
+    return entry.layers * (24.0 * width**2 * tokens + 4.0 * tokens**2 * width)
+
+
+def _held(entry: SamEntry | TransformerEntry, views: _Views, batch: int, bytes_each: int) -> float:
+    """Bytes of the weights, of the embeddings of all planes and of a batch's activations."""
+    sam = isinstance(entry, SamEntry)
+    width = entry.width if isinstance(entry, SamEntry) else entry.embedding_dim
+    kept = (_SAM_CHANNELS if sam else width) * bytes_each * sum(planes * tokens for planes, tokens in views)
+    activations = 4 * _ACTIVATIONS * width * batch * max(tokens for _, tokens in views)
+    return 4.0 * entry.parameters + kept + activations
