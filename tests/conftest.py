@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -95,3 +97,36 @@ def project_on_disk(tmp_path: Path) -> ProjectOnDisk:
 def split_project(tmp_path: Path) -> ProjectOnDisk:
     """An empty project with a read-only part and an overlay."""
     return ProjectOnDisk(tmp_path, static=True)
+
+
+@pytest.fixture(scope="session")
+def official_sam() -> ModuleType:
+    """Helpers around segment-anything's own modules, see `official_sam.py` beside this file."""
+    spec = importlib.util.spec_from_file_location("official_sam", Path(__file__).with_name("official_sam.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_transformers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny vision transformers with random weights as transformers saves them, by model type."""
+    import torch
+    import transformers
+
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    configs = {
+        "vit": transformers.ViTConfig(**size, intermediate_size=64, image_size=64, patch_size=16),
+        "dinov2": transformers.Dinov2Config(**size, image_size=70, patch_size=14),
+        "dinov2_with_registers": transformers.Dinov2WithRegistersConfig(**size, image_size=70, patch_size=14),
+        "dinov3_vit": transformers.DINOv3ViTConfig(**size, intermediate_size=64, num_register_tokens=3),
+        "bert": transformers.BertConfig(**size, intermediate_size=64, vocab_size=20),
+    }
+    folder = tmp_path_factory.mktemp("transformers")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for kind, config in configs.items():
+            transformers.AutoModel.from_config(config).save_pretrained(folder / kind)
+    return {kind: folder / kind for kind in configs}

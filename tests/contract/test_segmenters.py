@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ import torch
 from copick_cryosam.config import SegmenterSettings
 from copick_cryosam.errors import InputError
 from copick_cryosam.segmenters import Decoded, PlaneSegmenter, available_segmenters, load_segmenter
+from copick_cryosam.segmenters.sam import SamSegmenter
 
 CPU = torch.device("cpu")
 SHAPE = (17, 40, 53)
 RADIUS = 6.0
 WINDOW = 25
 AXES = (0, 1, 2)
+UNTRAINED = ("sam",)
+"""Their weights are a download; here they are random, and everything but finding things is asked of them."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,11 +31,23 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=available_segmenters())
-def segmenter(request) -> PlaneSegmenter:
-    if request.param == "promptnet" and find_spec("copick_cryosam.segmenters.promptnet") is None:
+def load(name: str, official_sam: ModuleType) -> PlaneSegmenter:
+    if name == "promptnet" and find_spec("copick_cryosam.segmenters.promptnet") is None:
         pytest.skip("promptnet is not in this source tree")
-    return load_segmenter(SegmenterSettings(name=request.param), CPU)
+    if name in UNTRAINED:
+        return SamSegmenter(official_sam.random_sam(128, window=5), "random", SegmenterSettings(name=name), CPU)
+    return load_segmenter(SegmenterSettings(name=name), CPU)
+
+
+@pytest.fixture(scope="module", params=available_segmenters())
+def segmenter(request, official_sam) -> PlaneSegmenter:
+    return load(request.param, official_sam)
+
+
+@pytest.fixture(scope="module", params=[name for name in available_segmenters() if name not in UNTRAINED])
+def trained(request, official_sam) -> PlaneSegmenter:
+    """Those that know a bright ball when they see one."""
+    return load(request.param, official_sam)
 
 
 def ball_volume(shape=SHAPE, centre=(8, 22, 27), radius=RADIUS, noise=0.3) -> tuple[torch.Tensor, np.ndarray]:
@@ -119,7 +135,8 @@ def test_voxels_beyond_the_plane_are_negative(segmenter, volume, axis):
     assert (encouraged.logits[outside] < 0).all()
 
 
-def test_a_window_larger_than_the_plane(segmenter):
+def window_larger_than_the_plane(segmenter: PlaneSegmenter) -> tuple[np.ndarray, np.ndarray]:
+    """The mask in the part of the window that lies in the plane, and the ball there."""
     volume, truth = ball_volume((9, 13, 15), (4, 6, 7), 4.0)
     embeddings = segmenter.embed(volume, 0, 4.0)
     click, window = torch.tensor([[6.0, 7.0]]), torch.tensor([[6 - 8, 7 - 8]])
@@ -128,7 +145,16 @@ def test_a_window_larger_than_the_plane(segmenter):
     mask = decoded.logits[0].numpy() > 0
     within = mask[2 : 2 + 13, 1 : 1 + 15]
     assert mask.sum() == within.sum()
-    assert within[truth[4]].mean() > 0.5
+    return within, truth[4]
+
+
+def test_a_window_larger_than_the_plane(segmenter):
+    window_larger_than_the_plane(segmenter)
+
+
+def test_the_ball_is_found_in_a_window_larger_than_the_plane(trained):
+    mask, ball = window_larger_than_the_plane(trained)
+    assert mask[ball].mean() > 0.5
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -179,7 +205,7 @@ def test_the_mask_prompt_matters(segmenter, volume):
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (2.0, -1.0)])
-def test_a_planted_ball_is_found_where_it_is(segmenter, axis, shift):
+def test_a_planted_ball_is_found_where_it_is(trained, axis, shift):
     """The click may be off the centre and the window off the ball; the mask stays on the ball."""
     volume, truth = ball_volume()
     centre = np.array((8, 22, 27))
@@ -187,8 +213,8 @@ def test_a_planted_ball_is_found_where_it_is(segmenter, axis, shift):
     middle = centre[others].astype(float)
     click = middle + shift
     window = np.floor(click + 0.5).astype(int) - WINDOW // 2
-    decoded = segmenter.decode(
-        segmenter.embed(volume, axis, RADIUS),
+    decoded = trained.decode(
+        trained.embed(volume, axis, RADIUS),
         torch.tensor([centre[axis]]),
         torch.tensor(click[None], dtype=torch.float32),
         torch.tensor(window[None]),

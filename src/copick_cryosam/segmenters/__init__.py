@@ -92,6 +92,7 @@ class PlaneSegmenter(Protocol):
 
 _BACKENDS = {
     "promptnet": "copick_cryosam.segmenters.promptnet:load",
+    "sam": "copick_cryosam.segmenters.sam:load",
     "fake": "copick_cryosam.segmenters.fake:load",
 }
 
