@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from copick_cryosam.types import FloatArray, Instance, VoxelPoints
+from copick_cryosam.types import FloatArray, Instance, Slices3, VoxelPoints
 
-__all__ = ["CellGrid", "DenseFeatures", "Features"]
+__all__ = ["CellGrid", "DenseFeatures", "Features", "cell_weights", "interpolation"]
 
 _SLAB = 1 << 19
 """Cells turned into float32 at once."""
@@ -100,19 +100,9 @@ class DenseFeatures:
         for one in instances:
             if one.size == 0:
                 continue
-            mask = torch.from_numpy(one.mask.astype(np.float32))
-            weights = []
-            starts = []
-            for axis in range(3):
-                first, matrix = _interpolation(
-                    one.origin_zyx[axis], one.mask.shape[axis], self.grid.stride[axis], self.grid.shape[axis]
-                )
-                starts.append(first)
-                weights.append(matrix)
-            cells = torch.einsum("zyx,za,yb,xc->abc", mask, *weights)
-            box = tuple(slice(s, s + n) for s, n in zip(starts, cells.shape, strict=True))
+            box, weights = cell_weights(one, self.grid)
             part = self.values[(slice(None), *box)].float().cpu()
-            total += torch.einsum("cijk,ijk->c", part, cells).double()
+            total += torch.einsum("cijk,ijk->c", part, weights).double()
             count += one.size
         if count == 0:
             raise ValueError("pool: expected at least one voxel in the masks, found none")
@@ -164,8 +154,32 @@ def _cosine(values: Tensor, unit: Tensor) -> Tensor:
     return cosine
 
 
-def _interpolation(origin: int, length: int, stride: float, cells: int) -> tuple[int, Tensor]:
-    """Linear interpolation of `length` voxels from `origin` on: first cell used, weights (length, cells used)."""
+def cell_weights(instance: Instance, grid: CellGrid) -> tuple[Slices3, Tensor]:
+    """How much every cell counts in the sum of the interpolated features over an instance's voxels.
+
+    The adjoint of trilinear interpolation, applied to the mask.
+
+    Returns
+    -------
+    The box of cells that count, and their weights in it: float32, on the CPU, summing to the mask's voxels.
+    """
+    parts = [
+        interpolation(origin, length, stride, cells)
+        for origin, length, stride, cells in zip(
+            instance.origin_zyx, instance.mask.shape, grid.stride, grid.shape, strict=True
+        )
+    ]
+    mask = torch.from_numpy(instance.mask.astype(np.float32))
+    weights = torch.einsum("zyx,za,yb,xc->abc", mask, *(matrix for _, matrix in parts))
+    z, y, x = (slice(first, first + matrix.shape[1]) for first, matrix in parts)
+    return (z, y, x), weights
+
+
+def interpolation(origin: int, length: int, stride: float, cells: int) -> tuple[int, Tensor]:
+    """Linear interpolation of `length` voxels from `origin` on: first cell used, weights (length, cells used).
+
+    Half-pixel centres, clamped at the borders; `stride` is voxels per cell, of which there are `cells`.
+    """
     position = ((np.arange(origin, origin + length) + 0.5) / stride - 0.5).clip(0, cells - 1)
     low = np.minimum(np.floor(position).astype(int), max(cells - 2, 0))
     part = position - low

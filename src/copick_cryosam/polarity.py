@@ -33,8 +33,11 @@ def foreground_both_ways(
 
     Returns
     -------
-    (as it is, with its sign turned), 0 to 1 each; None where the encoder has no foreground.
+    (as it is, with its sign turned), 0 to 1 each; None where the encoder does not recognise particles;
+    nothing is encoded then.
     """
+    if not encoder.recognises_particles:
+        return None
     half = round(max(_LEAST, _CONTEXT * radius_vox))
     shares = []
     for seed in seeds.zyx:
@@ -44,8 +47,7 @@ def foreground_both_ways(
         pair = []
         for sign in (np.float32(1), np.float32(-1)):
             features = encoder.encode(np.ascontiguousarray(box * sign), voxel_spacing=voxel_spacing)
-            if features.foreground is None:
-                return None
+            assert features.foreground is not None
             cells = np.indices(features.grid.shape).reshape(3, -1).T
             distance = np.linalg.norm(features.grid.to_voxels(cells).zyx - (seed - start), axis=1)
             pair.append(float(features.foreground.ravel()[distance <= radius_vox].mean()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from hypothesis import strategies as st
 from copick_cryosam.config import EncoderSettings, MatchingSettings
 from copick_cryosam.encoders import Encoder, available_encoders, load_encoder
 from copick_cryosam.encoders.embednet import HALO, STRIDE, tiles_of
+from copick_cryosam.encoders.vit import PlaneEncoder, SamTokens
 from copick_cryosam.errors import InputError
+from copick_cryosam.features import DenseFeatures
+from copick_cryosam.foundation.sam_trunk import SamTrunk
 from copick_cryosam.matching import merge_queries, propose
 from copick_cryosam.types import Instance
 
@@ -33,9 +37,40 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=available_encoders())
-def encoder(request) -> Encoder:
-    return load_encoder(EncoderSettings(name=request.param), CPU)
+TRANSFORMERS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
+
+
+@pytest.fixture(scope="module", params=[*available_encoders(), *TRANSFORMERS])
+def make(request, tiny_transformers, official_sam) -> Callable[[], Encoder]:
+    """Loads an encoder. Vision transformers are tiny ones with random weights, of every kind there is.
+
+    At 256 pixels a plane their tokens are about as fine as the balls: then even random ones tell a ball from noise.
+    """
+
+    def transformer() -> Encoder:
+        return load_encoder(EncoderSettings(name=str(tiny_transformers[request.param]), longest_side=256), CPU)
+
+    def sam() -> Encoder:
+        trunk = SamTokens(SamTrunk(official_sam.random_sam(depth=2, global_layers=(1,)), CPU))
+        return PlaneEncoder("sam", "sam-random", trunk, EncoderSettings(name="sam"), CPU)
+
+    def registered() -> Encoder:
+        return load_encoder(EncoderSettings(name=request.param), CPU)
+
+    return {"sam": sam, **dict.fromkeys(TRANSFORMERS, transformer)}.get(request.param, registered)
+
+
+@pytest.fixture(scope="module")
+def encoder(make) -> Encoder:
+    return make()
+
+
+def features_of(encoder, volume) -> np.ndarray:
+    """All that an encoder holds of a volume, as one array: cells or tokens."""
+    features = encoder.encode(volume)
+    if isinstance(features, DenseFeatures):
+        return features.values.float().numpy()
+    return np.concatenate([view.tokens.float().numpy().ravel() for view in features.views])
 
 
 def ball_volume(shape, centres, radius=RADIUS, noise=0.5, seed=5) -> np.ndarray:
@@ -66,10 +101,10 @@ def test_an_unknown_encoder_is_refused_with_the_known_ones():
         load_encoder(EncoderSettings(name="nosuch"), CPU)
 
 
-def test_it_says_who_it_is(encoder):
-    assert encoder.name in available_encoders()
-    assert encoder.signature.startswith(encoder.name)
-    assert load_encoder(EncoderSettings(name=encoder.name), CPU).signature == encoder.signature
+def test_it_says_who_it_is(encoder, make):
+    assert encoder.name in (*available_encoders(), *TRANSFORMERS)
+    assert encoder.signature.startswith(encoder.name + "-")
+    assert make().signature == encoder.signature
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -78,9 +113,20 @@ def test_shapes_values_and_the_grid(encoder, shape):
     untouched = volume.copy()
     features = encoder.encode(volume)
     grid = features.grid
-    assert features.values.shape[1:] == grid.shape
-    assert torch.isfinite(features.values.float()).all()
-    assert (features.values.float().flatten(1).std(1) > 0).any()
+    query = features.pool([ball_instance([n // 2 for n in shape])])
+    assert query.dtype == np.float32
+    assert query.ndim == 1
+    assert np.isfinite(query).all()
+    similarity = features.similarity(query)
+    assert similarity.shape == grid.shape
+    assert similarity.dtype == np.float32
+    assert np.abs(similarity).max() <= 1 + 1e-5
+    assert similarity.std() > 1e-3
+    some = np.arange(0, similarity.size, 7)
+    np.testing.assert_allclose(features.similarity_at(query, some), similarity.flat[some], atol=1e-5)
+    coarse = features.pooled(4)
+    assert coarse.grid == grid.coarser(4)
+    assert coarse.similarity(query).shape == coarse.grid.shape
     assert grid.extent == shape
     for cells, stride, voxels in zip(grid.shape, grid.stride, shape, strict=True):
         # the cells reach from the first voxel's outer face to the last one's, and not a whole cell further
@@ -90,13 +136,15 @@ def test_shapes_values_and_the_grid(encoder, shape):
             assert known.shape == grid.shape
             assert known.min() >= 0
             assert known.max() <= 1
+    assert (features.foreground is not None) == encoder.recognises_particles
     np.testing.assert_array_equal(volume, untouched)
 
 
 def test_encoding_twice_gives_the_same(encoder):
     volume = ball_volume(SHAPES[0], [(8, 20, 26)])
-    once, twice = encoder.encode(volume), encoder.encode(volume)
-    assert torch.equal(once.values, twice.values)
+    once, twice = features_of(encoder, volume), features_of(encoder, volume)
+    assert once.std() > 0
+    np.testing.assert_array_equal(once, twice)
 
 
 def test_progress_ends_at_its_total(encoder):

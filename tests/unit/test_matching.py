@@ -13,6 +13,8 @@ from copick_cryosam.config import MatchingSettings
 from copick_cryosam.errors import InputError
 from copick_cryosam.features import CellGrid, DenseFeatures
 from copick_cryosam.matching import (
+    NEGATIVES,
+    WHITENING_SHRINKAGE,
     Query,
     hierarchical_map,
     local_maxima,
@@ -20,6 +22,7 @@ from copick_cryosam.matching import (
     propose,
     similarity_map,
     suppress,
+    whiten_dense,
 )
 from copick_cryosam.types import Proposals, VoxelPoints
 
@@ -27,7 +30,7 @@ HIERARCHY = MatchingSettings(strategy="hierarchical", ratios=(16, 8, 4), similar
 NO_NEGATIVES = np.zeros((0, 3), dtype=np.float32)
 OBJECT = np.array([1, 0, 0], dtype=np.float32)
 OTHER = np.array([0, 1, 0], dtype=np.float32)
-QUERY = Query(positive=OBJECT, negatives=NO_NEGATIVES)
+QUERY = Query(positives=OBJECT[None], negatives=NO_NEGATIVES)
 
 
 def proposals(points, scores) -> Proposals:
@@ -56,36 +59,168 @@ def planted(extent, centres, kinds=None, radius=6.0, stride=2.0, noise=0.05, cen
     )
 
 
+# --- whitening --------------------------------------------------------------------------------
+
+
+def crowding() -> DenseFeatures:
+    """Features that share a large mean and a loud direction."""
+    plain = planted((48, 48, 48), [(12, 12, 12), (36, 36, 36)], [OBJECT, OTHER])
+    loud = np.random.default_rng(4).standard_normal((1, *plain.grid.shape))
+    values = plain.values + 5 + torch.from_numpy(loud * np.ones((3, 1, 1, 1)))
+    return DenseFeatures(values=values.float(), grid=plain.grid)
+
+
+@pytest.mark.parametrize("at_once", [1 << 24, 24 * 24 * 3 * 5])
+def test_whitening_is_by_the_inverse_root_of_the_shrunk_covariance(at_once, monkeypatch):
+    monkeypatch.setattr("copick_cryosam.matching._WHITENED_AT_ONCE", at_once)
+    features = crowding()
+    flat = features.values.reshape(3, -1).double().numpy()
+    covariance = np.cov(flat, bias=True)
+    shrunk = (1 - WHITENING_SHRINKAGE) * covariance + WHITENING_SHRINKAGE * np.trace(covariance) / 3 * np.eye(3)
+    whiten_dense(features, MatchingSettings(whitening="full"))
+    whitened = features.values.reshape(3, -1).double().numpy()
+    np.testing.assert_allclose(whitened.mean(axis=1), 0, atol=1e-4)
+    # R (flat - mean) with R symmetric and R² the inverse of the shrunk covariance
+    root = whitened @ np.linalg.pinv(flat - flat.mean(axis=1, keepdims=True))
+    np.testing.assert_allclose(root, root.T, atol=1e-3)
+    np.testing.assert_allclose(root @ shrunk @ root, np.eye(3), atol=1e-3)
+
+
+def test_a_constant_tomogram_is_whitened_to_nothing():
+    values = torch.full((3, 4, 4, 4), 0.7, dtype=torch.float16)
+    features = DenseFeatures(values=values, grid=CellGrid((4, 4, 4), (2, 2, 2)))
+    whiten_dense(features, MatchingSettings(whitening="full"))
+    assert features.values.isfinite().all()
+    assert features.values.abs().max() < 1e-2
+
+
+def test_whitening_can_take_the_mean_alone_or_nothing():
+    plain, centred, kept = crowding(), crowding(), crowding()
+    whiten_dense(centred, MatchingSettings(whitening="mean"))
+    whiten_dense(kept, MatchingSettings(whitening="none"))
+    mean = plain.values.reshape(3, -1).mean(1)[:, None, None, None]
+    np.testing.assert_allclose(centred.values, plain.values - mean, atol=1e-4)
+    np.testing.assert_array_equal(kept.values, plain.values)
+
+
+def test_whitening_parts_objects_that_crowd_together():
+    gaps = []
+    for how in ("none", "full"):
+        features = crowding()
+        whiten_dense(features, MatchingSettings(whitening=how))
+        found = similarity_map(
+            features, Query(positives=features.values[:, 6, 6, 6][None].numpy(), negatives=NO_NEGATIVES)
+        )
+        gaps.append(found[5:8, 5:8, 5:8].mean() - found[17:20, 17:20, 17:20].mean())
+    assert gaps[1] > gaps[0] + 0.3
+
+
+def test_features_that_are_not_dense_are_left_to_their_encoder():
+    class Tokens:
+        pass
+
+    whiten_dense(Tokens(), MatchingSettings(whitening="full"))  # type: ignore[arg-type]
+
+
 # --- queries ----------------------------------------------------------------------------------
 
 
 def test_queries_of_several_tomograms_weigh_by_their_voxels():
     query = merge_queries([(OBJECT, 30), (OTHER, 10)], [OTHER])
-    np.testing.assert_allclose(query.positive, [0.75, 0.25, 0])
+    np.testing.assert_allclose(query.positives[0], [0.75, 0.25, 0])
     np.testing.assert_array_equal(query.negatives, OTHER[None])
     assert merge_queries([(OBJECT, 1)], []).negatives.shape == (0, 3)
-    with pytest.raises(ValueError, match="at least one tomogram"):
+    with pytest.raises(ValueError, match="at least one seed"):
         merge_queries([], [])
 
 
 def test_negatives_lower_what_resembles_them_and_nothing_else():
     features = planted((48, 48, 48), [(12, 12, 12), (36, 36, 36)], [OBJECT, OBJECT + 0.9 * OTHER], noise=0)
     plain = similarity_map(features, QUERY)
-    with_negative = similarity_map(features, Query(positive=OBJECT, negatives=OTHER[None]))
+    with_negative = similarity_map(features, Query(positives=OBJECT[None], negatives=OTHER[None]))
     assert plain[18, 18, 18] > 0.7
     assert with_negative[18, 18, 18] < 0.2
     assert with_negative[6, 6, 6] == pytest.approx(plain[6, 6, 6], abs=1e-5)
     assert (with_negative <= plain + 1e-6).all()
     assert len(propose(features, QUERY, 6, MatchingSettings())) == 2
-    best = propose(features, Query(positive=OBJECT, negatives=OTHER[None]), 6, MatchingSettings())
+    best = propose(features, Query(positives=OBJECT[None], negatives=OTHER[None]), 6, MatchingSettings())
     assert np.linalg.norm(best.points.zyx[0] - 12) < 2
     assert best.score[0] > 2 * best.score[1:].max(initial=0)
 
 
+@pytest.mark.parametrize("prototypes", [OBJECT[None], np.stack([-OTHER, 3 * OBJECT])])
+def test_a_negative_that_looks_like_the_object_costs_the_object_nothing(prototypes):
+    alike = OBJECT + 0.5 * OTHER
+    expected = 1 / np.sqrt(1.25)  # their cosine
+    features = planted((48, 48, 48), [(12, 12, 12), (36, 36, 36)], [OBJECT, alike], noise=0)
+    negatives = np.stack([2 * alike, alike])
+    contrasted = similarity_map(features, Query(positives=prototypes, negatives=negatives))
+    assert contrasted[6, 6, 6] == pytest.approx(1, abs=1e-5)
+    assert contrasted[18, 18, 18] == pytest.approx(expected - (1 - expected), abs=1e-5)
+
+
+def test_a_negative_that_the_object_is_the_opposite_of_costs_the_object_nothing():
+    features = planted((32, 32, 32), [(16, 16, 16)], [OBJECT], noise=0)
+    opposite = Query(positives=OBJECT[None], negatives=-OBJECT[None])
+    # nor the background, which is neither
+    np.testing.assert_allclose(similarity_map(features, opposite), similarity_map(features, QUERY), atol=1e-6)
+
+
 def test_the_same_negative_from_many_tomograms_counts_once():
     features = planted((32, 32, 32), [(16, 16, 16)], [OBJECT + 0.5 * OTHER], noise=0)
-    once, often = (similarity_map(features, Query(positive=OBJECT, negatives=np.stack([OTHER] * n))) for n in (1, 5))
+    once, often = (
+        similarity_map(features, Query(positives=OBJECT[None], negatives=np.stack([OTHER] * n))) for n in (1, 5)
+    )
     np.testing.assert_allclose(once, often, atol=1e-6)
+
+
+TWO = [(OBJECT, 30), (0.9 * OBJECT + 0.1 * OTHER, 10), (2 * OTHER, 5), (OTHER + 0.2 * OBJECT, 15)]
+
+
+def test_seeds_that_disagree_become_prototypes_weighted_by_their_voxels():
+    query = merge_queries(TWO, [], MatchingSettings(prototypes=4))
+    np.testing.assert_allclose(sorted(query.positives.tolist()), [[0.15, 1.25, 0], [0.975, 0.025, 0]], atol=1e-6)
+    assert query.positives.dtype == np.float32
+    # the same seeds in another order, or as a part of their features' lengths, are the same groups
+    turned = merge_queries(TWO[::-1], [], MatchingSettings(prototypes=2))
+    np.testing.assert_allclose(sorted(turned.positives.tolist()), sorted(query.positives.tolist()), atol=1e-6)
+
+
+def test_one_prototype_is_the_mean_of_all_seeds():
+    mean = np.average([vector for vector, _ in TWO], axis=0, weights=[count for _, count in TWO])
+    for settings in (None, MatchingSettings(), MatchingSettings(prototypes=1)):
+        np.testing.assert_allclose(merge_queries(TWO, [], settings).positives, mean[None], atol=1e-6)
+
+
+def test_seeds_that_agree_stay_one_prototype():
+    alike = [(OBJECT, 1), (OBJECT + 0.2 * OTHER, 1), (OBJECT - 0.2 * OTHER, 1)]
+    assert len(merge_queries(alike, [], MatchingSettings(prototypes=3)).positives) == 1
+    strict = MatchingSettings(prototypes=3, prototype_similarity=0.99)
+    assert len(merge_queries(alike, [], strict).positives) == 3
+    assert len(merge_queries(alike, [], strict.model_copy(update={"prototypes": 2})).positives) == 2
+    assert len(merge_queries([(OBJECT, 1)] * 5, [], strict).positives) == 1
+
+
+def test_negatives_stand_alone_until_they_are_too_many():
+    vectors = np.random.default_rng(0).standard_normal((NEGATIVES, 3)).astype(np.float32)
+    few = merge_queries([(OBJECT, 1)], list(vectors))
+    np.testing.assert_allclose(sorted(few.negatives.tolist()), sorted(vectors.tolist()), rtol=1e-6)
+    nearly = vectors + 1e-3 * np.random.default_rng(1).standard_normal(vectors.shape).astype(np.float32)
+    many = merge_queries([(OBJECT, 1)], [*vectors, *nearly])
+    np.testing.assert_allclose(sorted(many.negatives.tolist()), sorted(((vectors + nearly) / 2).tolist()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [MatchingSettings(), HIERARCHY], ids=["exhaustive", "hierarchical"])
+def test_resembling_one_prototype_is_enough(settings):
+    centres = [(20, 20, 20), (44, 44, 44)]
+    features = planted((64, 64, 64), centres, [OBJECT, OTHER], radius=14)
+    both = Query(positives=np.stack([OBJECT, OTHER]), negatives=NO_NEGATIVES)
+    found = propose(features, both, 14.0, settings)
+    for centre in centres:
+        assert np.abs(found.points.zyx[:2] - centre).max(axis=1).min() <= 4
+    assert found.similarity[:2].min() > 0.7
+    alone = propose(features, QUERY, 14.0, settings)
+    assert len(alone) == 1 or alone.similarity[1] < 0.5
 
 
 # --- proposals --------------------------------------------------------------------------------
@@ -173,7 +308,7 @@ def test_the_hierarchy_agrees_with_the_exhaustive_map_where_it_looked():
     keep = np.ones((1, 1, 1), bool)
     levels = [features.pooled(factor) for factor in (8, 4, 2)]
     for level in levels:
-        full = level.similarity(QUERY.positive)
+        full = level.similarity(QUERY.positives[0])
         # a cell is looked at where the coarser cell it lies in was kept
         shape = level.grid.shape
         repeats = keep if keep.size == 1 else np.repeat(np.repeat(np.repeat(keep, 2, 0), 2, 1), 2, 2)
@@ -201,7 +336,7 @@ def test_the_hierarchy_proposes_what_passes_at_every_level():
 def test_negatives_count_in_the_hierarchy():
     features = planted((64, 64, 64), [(20, 20, 20), (46, 46, 46)], [OBJECT, OBJECT + 0.7 * OTHER], radius=14)
     assert len(propose(features, QUERY, 14.0, HIERARCHY)) == 2
-    found = propose(features, Query(positive=OBJECT, negatives=np.stack([OTHER, -OBJECT])), 14.0, HIERARCHY)
+    found = propose(features, Query(positives=OBJECT[None], negatives=np.stack([OTHER, -OBJECT])), 14.0, HIERARCHY)
     assert len(found) == 1
     assert np.abs(found.points.zyx[0] - 20).max() <= 4
 

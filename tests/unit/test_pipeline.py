@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from copick_cryosam.config import preset
+from copick_cryosam.config import MatchingSettings, preset
 from copick_cryosam.errors import CryosamError, DataError, DeviceError, InputError, SeedError
+from copick_cryosam.matching import whiten_dense
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.types import VoxelPoints
 
@@ -133,6 +134,56 @@ def test_seeds_of_one_tomogram_find_particles_of_another(model, dark):
     inside = model.search(second, query, [seeded], RADIUS, roi=roi)
     assert (inside.proposals.points.zyx[:, 2] > 39).all()
     assert any(np.linalg.norm(np.array(one.centroid_zyx) - elsewhere[1]) < 1.5 for one in inside.instances)
+
+
+def test_the_query_is_the_mean_over_all_voxels_of_all_seeds(model, dark):
+    seeds = VoxelPoints(CENTRES[:3])
+    tomogram = model.open(dark, seeds, RADIUS)
+    seeded = [model.seed(tomogram, VoxelPoints(some), RADIUS) for some in (seeds.zyx[:1], seeds.zyx[1:])]
+    assert [len(one.features) for one in seeded] == [1, 2]
+    pooled = tomogram.features.pool([one for some in seeded for one in some.instances])
+    query = model.query(seeded, seeded[1:])
+    np.testing.assert_allclose(query.positives, pooled[None], rtol=1e-4)
+    # what must not be found may be of several kinds: negatives are not pooled
+    np.testing.assert_allclose(sorted(query.negatives.tolist()), sorted(seeded[1].features.tolist()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["none", "mean", "full"])
+def test_the_tomogram_is_whitened_as_the_settings_say(model, dark, how):
+    settings = model.settings.model_copy(update={"matching": MatchingSettings(whitening=how)})
+    opened = CryoSAM(model.encoder, model.segmenter, settings, model.device).open(dark, None, RADIUS, polarity="dark")
+    encoded = model.encoder.encode(opened.volume)
+    assert torch.equal(opened.features.values, encoded.values) == (how == "none")
+    whiten_dense(encoded, settings.matching)
+    assert torch.equal(opened.features.values, encoded.values)
+
+
+def test_seeds_that_disagree_make_several_prototypes_where_they_may(model, dark):
+    seeds = VoxelPoints(CENTRES[:3])
+    strict = MatchingSettings(prototypes=3, prototype_similarity=1.0)
+    several = CryoSAM(
+        model.encoder, model.segmenter, model.settings.model_copy(update={"matching": strict}), model.device
+    )
+    seeded = several.seed(several.open(dark, seeds, RADIUS), seeds, RADIUS)
+    query = several.query([seeded])
+    np.testing.assert_allclose(sorted(query.positives.tolist()), sorted(seeded.features.tolist()), rtol=1e-5)
+
+
+def test_seeds_without_a_mask_do_not_count(model, dark, monkeypatch):
+    seeds = VoxelPoints(CENTRES[:2])
+    tomogram = model.open(dark, seeds, RADIUS)
+    whole = model.seed(tomogram, seeds, RADIUS)
+    segment = model._segment
+
+    def loses_the_first(*arguments, **more):
+        masks = segment(*arguments, **more)
+        return [replace(masks[0], mask=np.zeros((0, 0, 0), bool)), *masks[1:]]
+
+    monkeypatch.setattr(model, "_segment", loses_the_first)
+    seeded = model.seed(tomogram, seeds, RADIUS)
+    assert [one.size > 0 for one in seeded.instances] == [False, True]
+    np.testing.assert_array_equal(seeded.features, whole.features[1:])
+    np.testing.assert_allclose(model.query([seeded]).positives, whole.features[1:], rtol=1e-6)
 
 
 def test_particles_cut_by_the_last_voxels_do_not_stop_the_rest(model):

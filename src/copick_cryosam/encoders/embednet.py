@@ -97,6 +97,7 @@ class EmbedNetEncoder:
     """EmbedNet behind the `Encoder` protocol: the tomogram in tiles, each with a halo."""
 
     name = "embednet"
+    recognises_particles = True
 
     def __init__(self, net: EmbedNet, signature: str, settings: EncoderSettings, device: torch.device) -> None:
         self.signature = signature

@@ -23,6 +23,7 @@ class FakeEncoder:
     """Differences of Gaussians at five scales, each standardised over the volume, at half resolution."""
 
     name = "fake"
+    recognises_particles = False
     signature = f"fake-{hashlib.sha256(repr(SCALES).encode()).hexdigest()[:12]}"
 
     def __init__(self, device: torch.device) -> None:

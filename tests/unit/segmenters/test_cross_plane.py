@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from copick_cryosam.config import SegmenterSettings
-from copick_cryosam.errors import InputError
+from copick_cryosam.errors import DeviceError, InputError
 from copick_cryosam.segmenters import Decoded, load_segmenter
 from copick_cryosam.segmenters import cross_plane as module
 from copick_cryosam.segmenters.cross_plane import CrossPlaneMask, half_window, segment
+from copick_cryosam.segmenters.fusing import AxisStack, combine
 from copick_cryosam.types import VoxelPoints
 
 FAKE = SegmenterSettings(name="fake")
@@ -28,7 +29,7 @@ def _one_thread():
 
 @dataclass
 class Oracle:
-    """Answers with what a label volume per axis says; `presence[axis][plane]` scripts the other head.
+    """Answers with what a label volume per axis says; `presence` and `scores` by (axis, plane) script the heads.
 
     Its `prompt` is the mask's plane index, so that a test can see which plane prompted which.
     """
@@ -36,6 +37,7 @@ class Oracle:
     truth: tuple[np.ndarray, np.ndarray, np.ndarray]
     presence: dict[tuple[int, int], float] = field(default_factory=dict)
     iou: float = 0.8
+    scores: dict[tuple[int, int], float] = field(default_factory=dict)
     name: str = "oracle"
     signature: str = "oracle"
     calls: list[tuple[int, list[int], list[tuple[float, float]], list[int] | None]] = field(default_factory=list)
@@ -58,7 +60,7 @@ class Oracle:
         presence = torch.tensor([self.presence.get((axis, plane), 1.0) for plane in planes.tolist()])
         return Decoded(
             logits=logits,
-            iou=torch.full((len(planes),), self.iou),
+            iou=torch.tensor([self.scores.get((axis, plane), self.iou) for plane in planes.tolist()]),
             presence=presence,
             prompt=planes[:, None].float(),
         )
@@ -283,6 +285,196 @@ def test_what_a_segmenter_says_beyond_the_plane_is_ignored():
     assert np.array_equal(place(one, shape), whole)
 
 
+# --- further rules of stopping ----------------------------------------------------------------
+
+TALL = (31, 31, 31)
+
+
+def planes_kept(side: np.ndarray, options: SegmenterSettings, **scripted) -> list[int]:
+    """z planes that the walk along z used, from the middle plane 15.
+
+    The other axes see a thin rod through all planes: it holds the union together where planes are missed.
+    """
+    rod = np.zeros_like(side)
+    rod[:, 15, 15] = True
+    options = options.model_copy(update={"fuse": "union"})
+    (one,) = segment(empty(TALL), points((15, 15, 15)), 5.0, oracle(side, rod, rod, **scripted), options)
+    return np.flatnonzero((place(one, TALL) & ~rod).any(axis=(1, 2))).tolist()
+
+
+def tower(*floors: tuple[range, slice, slice]) -> np.ndarray:
+    """A stack of boxes: for each range of z planes its rows and columns."""
+    truth = np.zeros(TALL, dtype=bool)
+    for planes, rows, columns in floors:
+        truth[planes.start : planes.stop, rows, columns] = True
+    return truth
+
+
+def test_a_walk_stops_where_the_area_jumps():
+    # 36 voxels in the middle, 60 (1.67 times) above, 21 (1 / 1.71) below
+    truth = tower(
+        (range(13, 18), slice(12, 18), slice(12, 18)),
+        (range(18, 21), slice(12, 18), slice(11, 21)),
+        (range(10, 13), slice(12, 15), slice(12, 19)),
+    )
+    whole = list(range(10, 21))
+    assert planes_kept(truth, settings()) == whole
+    assert planes_kept(truth, settings(area_jump=1.75, area_rule="both")) == whole
+    assert planes_kept(truth, settings(area_jump=1.69, area_rule="growth")) == whole
+    assert planes_kept(truth, settings(area_jump=1.6, area_rule="growth")) == list(range(10, 18))
+    assert planes_kept(truth, settings(area_jump=1.69, area_rule="both")) == list(range(13, 21))
+    assert planes_kept(truth, settings(area_jump=1.6, area_rule="both")) == list(range(13, 18))
+
+
+def test_a_walk_stops_where_the_centroid_drifts():
+    # a step by (1, 2) voxels, √5: 0.447 radii of 5
+    truth = tower((range(11, 18), slice(12, 18), slice(12, 18)), (range(18, 22), slice(13, 19), slice(14, 20)))
+    assert planes_kept(truth, settings(drift=0.46)) == list(range(11, 22))
+    assert planes_kept(truth, settings(drift=0.43)) == list(range(11, 18))
+
+
+def test_a_walk_stops_where_the_score_falls_below_a_part_of_the_prompted_planes():
+    truth = tower((range(10, 21), slice(12, 18), slice(12, 18)))
+    scores = {(0, 15): 0.9, (0, 17): 0.73, (0, 18): 0.71, (0, 12): 0.5}
+    assert planes_kept(truth, settings(), scores=scores) == list(range(10, 21))
+    # 0.8 x 0.9 = 0.72; the other planes have 0.8
+    assert planes_kept(truth, settings(score_drop=0.8), scores=scores) == list(range(13, 18))
+
+
+@pytest.mark.parametrize(
+    ("absent", "missed", "kept"),
+    [
+        ([17], 0, range(8, 17)),
+        ([17], 1, [*range(8, 17), *range(18, 23)]),
+        ([17, 18], 1, range(8, 17)),
+        ([17, 18], 2, [*range(8, 17), *range(19, 23)]),
+        # a good plane in between starts the count again
+        ([17, 19], 1, [*range(8, 17), 18, *range(20, 23)]),
+    ],
+)
+def test_missed_planes_stay_empty_and_the_walk_goes_on(absent, missed, kept):
+    truth = tower((range(8, 23), slice(12, 18), slice(12, 18)))
+    script = {(0, plane): 0.0 for plane in absent}
+    assert planes_kept(truth, settings(presence_stop=0.5, missed_planes=missed), presence=script) == list(kept)
+
+
+def test_after_a_missed_plane_the_last_good_one_prompts_and_is_compared_with():
+    # above the missed plane 17 the object is where it was, there it is elsewhere
+    truth = tower((range(12, 20), slice(12, 18), slice(12, 18)))
+    truth[17] = False
+    truth[17, 20:26, 20:26] = True
+    nothing = np.zeros_like(truth)
+    segmenter = oracle(truth, nothing, nothing)
+    options = settings(iou_stop=0.5, missed_planes=1, fuse="union")
+    (one,) = segment(empty(TALL), points((15, 15, 15)), 5.0, segmenter, options)
+    assert np.flatnonzero(place(one, TALL).any(axis=(1, 2))).tolist() == [12, 13, 14, 15, 16]  # the prompted component
+    assert one.planes == 7
+    prompted = {}
+    for axis, planes, clicks, prompts in segmenter.calls:
+        if axis == 0 and prompts is not None:
+            prompted |= dict(zip(planes, zip(prompts, clicks, strict=True), strict=True))
+    middle = prompted[16][1]
+    assert [prompted[plane] for plane in (17, 18, 19)] == [(16, middle), (16, middle), (18, middle)]
+    # beyond the object the same holds: planes 20 and 21 fail after 19
+    assert [prompted[plane][0] for plane in (20, 21)] == [19, 19]
+    assert 22 not in prompted
+
+
+def alone(volume, point, radius, segmenter, options) -> CrossPlaneMask:
+    """Eqs. 1 and 2 and all rules, spelt out for one point: one prompt at a time, no batches."""
+    half = half_window(radius)
+    edge = 2 * half + 1
+    reach = min(half, max(1, int(options.extent * radius + 0.5)))
+    anchor = np.floor(point + 0.5).astype(int)
+    stacks = []
+    for axis in range(3):
+        embeddings = segmenter.embed(volume, axis, radius)
+        others = [other for other in range(3) if other != axis]
+        window = torch.tensor((anchor[others] - half)[None])
+        bounds = [(max(half - anchor[a], 0), min(volume.shape[a] - anchor[a] + half, edge)) for a in others]
+        within = np.zeros((edge, edge), dtype=bool)
+        within[bounds[0][0] : bounds[0][1], bounds[1][0] : bounds[1][1]] = True
+        cube = np.zeros((edge,) * 3, dtype=bool)
+        used: list[tuple[int, float]] = []
+        decodes = 0
+
+        def decode(plane, click, prompt, axis=axis, embeddings=embeddings, window=window, within=within):
+            click = torch.tensor(np.array([click]), dtype=torch.float32)
+            found = segmenter.decode(embeddings, torch.tensor([plane]), click, window, edge, prompt)
+            mask = (found.logits[0].numpy() > 0) & within
+            return mask, found
+
+        def peak(mask, found, window=window):
+            logits = np.where(mask, found.logits[0].numpy(), -np.inf)
+            squared = ((np.argwhere(mask) - np.argwhere(mask).mean(axis=0)) ** 2).sum(axis=1)
+            best = np.argwhere(mask)[np.where(logits[mask] == logits.max(), squared, np.inf).argmin()]
+            return best + window[0].numpy()
+
+        def compared(one, other, score, first):
+            ious = (one & other).sum() / (one | other).sum()
+            moved = np.linalg.norm(np.argwhere(one).mean(axis=0) - np.argwhere(other).mean(axis=0))
+            growth = other.sum() / one.sum()
+            return (
+                ious >= options.iou_stop
+                and (options.area_jump is None or growth <= options.area_jump)
+                and (options.area_jump is None or options.area_rule == "growth" or 1 / growth <= options.area_jump)
+                and (options.drift is None or moved <= options.drift * radius)
+                and (options.score_drop is None or score >= options.score_drop * first)
+            )
+
+        start, begun = decode(anchor[axis], point[others], None)
+        decodes += 1
+        if start.any() and begun.presence[0] >= options.presence_stop:
+            cube[half] = start
+            used.append((int(start.sum()), float(begun.iou[0])))
+            for sign in (1, -1):
+                last, found, missed = start, begun, 0
+                for step in range(1, reach + 1):
+                    plane = anchor[axis] + sign * step
+                    if not 0 <= plane < volume.shape[axis]:
+                        break
+                    mask, now = decode(plane, peak(last, found), found.prompt)
+                    decodes += 1
+                    good = mask.any() and now.presence[0] >= options.presence_stop
+                    if good and compared(last, mask, now.iou[0], begun.iou[0]):
+                        cube[half + sign * step] = mask
+                        used.append((int(mask.sum()), float(now.iou[0])))
+                        last, found, missed = mask, now, 0
+                    else:
+                        missed += 1
+                        if missed > options.missed_planes:
+                            break
+        bits = np.packbits(np.moveaxis(cube, 0, axis).reshape(1, -1), axis=1)
+        sums = (sum(n for n, _ in used), sum(n * iou for n, iou in used), len(used), decodes)
+        stacks.append(AxisStack(bits, *(np.array([value]) for value in sums)))
+    return combine(stacks, 0, point, anchor, half, options)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"area_jump": 1.15},
+        {"area_jump": 1.3, "area_rule": "both"},
+        {"drift": 0.08},
+        {"score_drop": 0.97},
+        {"missed_planes": 2},
+        {"area_jump": 1.2, "area_rule": "both", "drift": 0.1, "score_drop": 0.97, "missed_planes": 1},
+    ],
+    ids=str,
+)
+def test_lockstep_follows_the_rules_as_spelt_out_for_one_point(changes):
+    _, truth, prompts = crowded()
+    volume = noisy(truth, 0.8)
+    options = SegmenterSettings(name="fake", batch=4, **changes)
+    together = fake(volume, prompts, 5.0, options)
+    for one, point in zip(together, prompts.zyx, strict=True):
+        assert_same(one, alone(volume, point, 5.0, load_segmenter(options, torch.device("cpu")), options))
+    if changes:
+        # or the case would say nothing of its rules
+        assert any(a.planes != b.planes for a, b in zip(together, fake(volume, prompts, 5.0), strict=True))
+
+
 # --- fusing -----------------------------------------------------------------------------------
 
 
@@ -398,6 +590,40 @@ def test_no_decode_exceeds_the_batch_and_ended_walks_are_dropped():
     assert masks[1].decodes < masks[0].decodes
     along_z = [planes for axis, planes, _, _ in segmenter.calls if axis == 0]
     assert along_z[-1] in ([29, 11], [11, 29])
+
+
+@dataclass
+class Crowded(Oracle):
+    """An oracle whose memory ends at some number of prompts, and of which axis."""
+
+    room: int = 2
+    axis: int | None = None
+
+    def decode(self, embeddings, planes, *more):
+        if len(planes) > self.room and self.axis in (None, embeddings[0]):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().decode(embeddings, planes, *more)
+
+
+def test_out_of_memory_halves_the_batch_once_for_all_axes(caplog):
+    shape, truth, prompts = crowded()
+    (plain, short) = oracle(truth), Crowded((truth,) * 3, room=2)
+    expected = segment(empty(shape), prompts, 5.0, plain, settings(batch=4))
+    with caplog.at_level("WARNING"):
+        found = segment(empty(shape), prompts, 5.0, short, settings(batch=4))
+    for one, other in zip(expected, found, strict=True):
+        assert_same(one, other)
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: going on with batches of 2 prompts instead of 4"
+    ]
+    assert {len(planes) for _, planes, _, _ in short.calls} <= {1, 2}
+
+
+def test_out_of_memory_again_is_an_error_that_names_the_setting():
+    shape, truth, prompts = crowded()
+    with pytest.raises(DeviceError, match="room for a batch of 2 prompts") as caught:
+        segment(empty(shape), prompts, 5.0, Crowded((truth,) * 3, room=1, axis=2), settings(batch=4))
+    assert "segmenter.batch" in str(caught.value.hint)
 
 
 def test_progress_ends_at_its_total():
