@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 CODE := src tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench microtubule clean
+.PHONY: help install demo test lint format bench bench-foundation microtubule clean
 
 help:
 	@echo "make demo         simulate a small project, pick from one click, leave demo/report.html"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint         style, types and the direction of imports"
 	@echo "make format       put the code into the project's style"
 	@echo "make bench        measure speed and memory"
+	@echo "make bench-foundation  SAM and DINOv2 against the published code's loop, random weights"
 	@echo "make microtubule  figures on a real tomogram, where ../shared/data holds it"
 	@echo "make clean        remove .venv, demo and caches"
 
@@ -56,6 +57,10 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/bench/bench_embedded.py
+
+bench-foundation: $(INSTALLED)
+	$(BIN)/python tests/bench/bench_foundation.py --precision fp32
+	$(BIN)/python tests/bench/bench_foundation.py --precision bf16
 
 microtubule: $(INSTALLED)
 	$(BIN)/python tests/e2e/microtubule.py

@@ -68,11 +68,11 @@ def random_sam(
             pixel_mean=[123.675, 116.28, 103.53],
             pixel_std=[58.395, 57.12, 57.375],
         )
-        _enliven(sam)
+        enliven(sam)
     return sam.eval().requires_grad_(False)
 
 
-def _enliven(sam: Any) -> None:
+def enliven(sam: Any) -> None:
     for name, value in sam.image_encoder.named_parameters():
         if "pos_embed" in name or "rel_pos" in name:
             nn.init.normal_(value, std=0.3)

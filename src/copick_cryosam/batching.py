@@ -44,29 +44,31 @@ class Batches:
         start = 0
         while start < count:
             stop = min(start + self.size, count)
+            failed = False
             try:
                 result = work(slice(start, stop))
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
+                failed = True
+            # Only here, as the error holds the failed batch's memory until it is gone.
+            if failed:
                 self._halve()
-            else:
-                yield result
-                start = stop
+                continue
+            yield result
+            start = stop
 
     def _halve(self) -> None:
         if self._halved or self.size == 1:
             raise DeviceError(
                 f"memory: expected room for a batch of {self.size} {self.what}, found too little",
                 hint=f"Set {self.setting} to less than {self.size}, or free memory on the device",
-            ) from None
+            )
         self._halved = True
-        self.size = self.size // 2
+        before, self.size = self.size, self.size // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        logger.warning(
-            "out of memory: going on with batches of %d %s instead of %d", self.size, self.what, 2 * self.size
-        )
+        logger.warning("out of memory: going on with batches of %d %s instead of %d", self.size, self.what, before)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

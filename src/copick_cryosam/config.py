@@ -88,6 +88,21 @@ class SegmenterSettings(_Settings):
     compile: bool = Field(False, description="sam: torch.compile of the image encoder, worth it for many tomograms")
     iou_stop: float = Field(0.5, ge=0, le=1, description="tau_IoU: stop when adjacent masks agree less")
     presence_stop: float = Field(0.5, ge=0, le=1, description="stop when the segmenter thinks the object is absent")
+    area_jump: float | None = Field(
+        None, gt=1, description="stop when the mask's area changes by more than this factor from plane to plane"
+    )
+    area_rule: Literal["growth", "both"] = Field(
+        "growth", description="area_jump: growing masks alone, or shrinking ones too (a ball shrinks at its poles)"
+    )
+    drift: float | None = Field(
+        None, gt=0, description="stop when the mask's centroid moves further from plane to plane, in object radii"
+    )
+    score_drop: float | None = Field(
+        None, gt=0, le=1, description="stop when the predicted IoU falls below this part of the prompted plane's"
+    )
+    missed_planes: int = Field(
+        0, ge=0, le=8, description="planes in a row that may break a rule before the walk stops; they stay empty"
+    )
     extent: float = Field(1.5, gt=0, le=2, description="cap along the axis, in object diameters")
     fuse: Literal["vote", "union"] = Field("vote", description="2-of-3 vote of the axes, or the paper's union")
     batch: int = Field(128, ge=1, description="plane prompts decoded in one call")
@@ -107,6 +122,15 @@ class MatchingSettings(_Settings):
         return ratios
 
     similarity_threshold: float = Field(0.5, ge=-1, le=1, description="tau_sim, at every level")
+    whitening: Literal["none", "mean", "full"] = Field(
+        "none", description="embednet, fake: background statistics taken off the features before the cosine"
+    )
+    prototypes: int = Field(
+        1, ge=1, le=16, description="features that may stand for the object, where its seeds disagree; 1: their mean"
+    )
+    prototype_similarity: float = Field(
+        0.8, ge=-1, le=1, description="prototypes: seeds of a higher cosine than this agree"
+    )
     max_proposals: int = Field(512, ge=1, description="K: the best proposals that are segmented")
     smoothing: float = Field(0.27, gt=0, le=2, description="width of the average over the map, in object radii")
     nms_radius: float = Field(1.0, gt=0, le=4, description="radius of non-maximum suppression, in object radii")
@@ -151,9 +175,29 @@ class Settings(_Settings):
 
 PRESETS: dict[str, Settings] = {
     "embedded": Settings(),
+    "foundation": Settings(
+        preset="foundation",
+        encoder=EncoderSettings(name="dinov2-reg-large", whitening="full"),
+        segmenter=SegmenterSettings(name="sam"),
+    ),
+    "paper": Settings(
+        preset="paper",
+        encoder=EncoderSettings(name="dinov2-reg-large", longest_side=518, stride=4),
+        segmenter=SegmenterSettings(
+            name="sam", model="vit_h", padding="square", mask_choice="best", extent=2.0, fuse="union"
+        ),
+        matching=MatchingSettings(strategy="hierarchical"),
+        # All K proposals are kept, whatever their size.
+        instances=InstanceSettings(size_range=(0, 1e9), rank_by="product", min_precision=0),
+    ),
     "fake": Settings(preset="fake", encoder=EncoderSettings(name="fake"), segmenter=SegmenterSettings(name="fake")),
 }
-"""The presets by name. `embedded` needs no download; `fake` needs no weights and serves the tests."""
+"""The presets by name.
+
+`embedded` needs no download. `foundation` is SAM and DINOv2 at the tomogram's own resolution, with this package's
+improvements; `paper` is SAM and DINOv2 with the choices of the CryoSAM paper. `fake` needs no weights and serves
+the tests.
+"""
 
 
 def preset(name: str) -> Settings:

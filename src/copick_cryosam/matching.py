@@ -2,66 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
+from torch import Tensor
 
 from copick_cryosam.config import MatchingSettings
 from copick_cryosam.errors import InputError
-from copick_cryosam.features import CellGrid, Features
+from copick_cryosam.features import CellGrid, DenseFeatures, Features
 from copick_cryosam.suppression import survivors
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 
 FloatVolume = NDArray[np.float32]
 CENTRE_POWER = 0.1
 """How much being a centre counts beside the similarity: enough to part equals, too little to hide a faint particle."""
+WHITENING_SHRINKAGE = 0.1
+"""How far the covariance is drawn towards a multiple of the identity: fully whitened, directions that hold noise alone
+count as much as the others, and scores are harder to calibrate."""
+_WHITENED_AT_ONCE = 1 << 24
+NEGATIVES = 16
+"""Features that may stand for what must not be found; each costs a similarity map."""
+_ROUNDING = 1e-6
 _CANDIDATES = 20_000
 """Peaks looked at before suppression, so that a noisy map cannot take all memory."""
 
 
+def whiten_dense(features: Features, settings: MatchingSettings) -> None:
+    """Whiten dense features by the tomogram's own statistics, in place, as `settings.whitening` asks.
+
+    What all cells share says nothing about which of them hold the object. "mean" subtracts the mean over all
+    cells; "full" also multiplies by the inverse square root of their covariance, which is drawn towards a multiple
+    of the identity by `WHITENING_SHRINKAGE`. The root is the symmetric one: axes keep their meaning, so that
+    tomograms can be compared. Token features were whitened by their encoder, where `EncoderSettings.whitening` asks
+    for it, and stay as they are. In place, because features are the largest thing in memory.
+    """
+    if settings.whitening == "none" or not isinstance(features, DenseFeatures):
+        return
+    values = features.values
+    channels, cells = len(values), values[0].numel()
+    depth = max(1, _WHITENED_AT_ONCE // values[:, 0].numel())
+    slabs = [values[:, start : start + depth] for start in range(0, values.shape[1], depth)]
+    mean = torch.stack([slab.double().sum((1, 2, 3)) for slab in slabs]).sum(0).float()[:, None] / cells
+    root = torch.eye(channels, device=values.device)
+    if settings.whitening == "full":
+        centred = (slab.float().reshape(channels, -1) - mean for slab in slabs)
+        covariance = torch.stack([(part @ part.T).double() for part in centred]).sum(0) / cells
+        spherical = covariance.trace() / channels * torch.eye(channels, dtype=covariance.dtype, device=values.device)
+        root = _inverse_root((1 - WHITENING_SHRINKAGE) * covariance + WHITENING_SHRINKAGE * spherical)
+    for slab in slabs:
+        slab.copy_((root @ (slab.float().reshape(channels, -1) - mean)).reshape(slab.shape))
+
+
+def _inverse_root(covariance: Tensor) -> Tensor:
+    variances, directions = torch.linalg.eigh(covariance)
+    # a constant tomogram has no variance; it is left at 0, not blown up
+    scale = torch.where(variances > 1e-12, variances.clamp(min=1e-12).rsqrt(), torch.zeros_like(variances))
+    root: Tensor = (directions * scale) @ directions.T
+    return root.float()
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Query:
-    """What is looked for, pooled over all seeds of all tomograms (eq. 4).
+    """What is looked for, from all seeds of all tomograms (eq. 4).
 
     Attributes
     ----------
-    positive : float32, shape (C,)
+    positives : float32, shape (P, C), P >= 1: the prototypes of the object; resembling one of them is enough
     negatives : float32, shape (K, C): what must not be found; K may be 0
     """
 
-    positive: NDArray[np.float32]
+    positives: NDArray[np.float32]
     negatives: NDArray[np.float32]
 
 
-def merge_queries(pooled: Sequence[tuple[NDArray[np.float32], int]], negatives: Sequence[NDArray[np.float32]]) -> Query:
-    """One query from the pooled features of several tomograms, weighted by their numbers of voxels."""
+def merge_queries(
+    pooled: Sequence[tuple[NDArray[np.float32], int]],
+    negatives: Sequence[NDArray[np.float32]],
+    settings: MatchingSettings | None = None,
+) -> Query:
+    """One query from the features of all seeds, weighted by their numbers of voxels.
+
+    Parameters
+    ----------
+    pooled : mean feature, shape (C,), and number of voxels of each seed, or of all seeds of a tomogram
+    negatives : features of what must not be found, shape (C,) each; more than `NEGATIVES` are grouped
+    settings : `prototypes`, how many features may stand for the object; None: one, as in the paper
+    """
     if not pooled:
-        raise ValueError("query: expected at least one tomogram with seeds, found none")
+        raise ValueError("query: expected at least one seed's feature, found none")
+    vectors = np.stack([vector for vector, _ in pooled])
     weights = np.array([count for _, count in pooled], dtype=np.float64)
-    positive = np.average(np.stack([vector for vector, _ in pooled]), axis=0, weights=weights)
-    found = np.stack(negatives) if negatives else np.zeros((0, positive.size))
-    return Query(positive=positive.astype(np.float32), negatives=found.astype(np.float32))
+    most, agreed = (1, 1.0) if settings is None else (settings.prototypes, settings.prototype_similarity)
+    against = np.stack(negatives) if negatives else np.zeros((0, vectors.shape[1]), dtype=np.float32)
+    return Query(
+        positives=_prototypes(vectors, weights, most, agreed),
+        negatives=_prototypes(against, np.ones(len(against)), NEGATIVES, 1.0),
+    )
+
+
+def _prototypes(vectors: NDArray[np.float32], weights: FloatArray, most: int, agreed: float) -> NDArray[np.float32]:
+    """Weighted means of groups of features (N, C), at most `most` of them: shape (groups, C).
+
+    Spherical k-means started farthest first: the first group forms around the feature most like all others,
+    each further one around the feature least like those, if its cosine with them is less than `agreed`.
+    """
+    if len(vectors) == 0:
+        return vectors
+    unit = _unit(vectors)
+    alike = unit @ unit.T
+    chosen = [int(np.argmax(alike.sum(axis=1)))]
+    while len(chosen) < min(most, len(vectors)):
+        nearest = alike[chosen].max(axis=0)
+        nearest[chosen] = np.inf
+        if nearest.min() >= agreed - _ROUNDING:
+            break
+        chosen.append(int(np.argmin(nearest)))
+    groups: NDArray[np.int64] = np.argmax(alike[:, chosen], axis=1)
+    for _ in range(20):
+        means = _unit(np.stack([unit[groups == group].sum(axis=0) for group in np.unique(groups)]))
+        before, groups = groups, np.argmax(unit @ means.T, axis=1)
+        if np.array_equal(before, groups):
+            break
+    members = [groups == group for group in np.unique(groups)]
+    return np.stack([np.average(vectors[some], axis=0, weights=weights[some]) for some in members]).astype(np.float32)
 
 
 def similarity_map(features: Features, query: Query) -> FloatVolume:
-    """Cosine similarity of every cell with the query, less that with the nearest negative where it is over 0."""
-    similarity = features.similarity(query.positive)
-    return similarity - _nearest([features.similarity(negative) for negative in query.negatives], similarity)
+    """Similarity of every cell with the query: cosine with the nearest prototype, less its excess (`_contrast`)."""
+    return _contrast(features.similarity, query)
 
 
-def _nearest(negatives: Sequence[FloatVolume], like: FloatVolume) -> FloatVolume:
-    """The highest of the similarities with negatives, at least 0.
+def _contrast(similarity: Callable[[NDArray[np.float32]], FloatVolume], query: Query) -> FloatVolume:
+    """Cosine with the nearest prototype, less what resembles a negative more than the object itself does.
 
-    A cell that resembles a negative as much as the object ends at 0, however many tomograms have negatives.
+    A particle resembles a negative about as much as the object's prototypes do. Taking all of the similarity
+    with negatives off, as a plain difference does, would leave nothing of particles that look like them.
+    However many negatives say the same, it counts once.
+
+    Parameters
+    ----------
+    similarity : cosine of some cells with a feature, shape (C,)
     """
-    nearest = np.zeros_like(like)
-    for one in negatives:
-        np.maximum(nearest, one, out=nearest)
-    return nearest
+    prototypes = _unit(query.positives)
+    expected = [max(0.0, float((prototypes @ one).max())) for one in _unit(query.negatives)]
+    excess = [similarity(one) - np.float32(level) for one, level in zip(query.negatives, expected, strict=True)]
+    found = reduce(np.maximum, map(similarity, query.positives))
+    return np.asarray(found - reduce(np.maximum, excess, np.zeros_like(found)))
+
+
+def _unit(vectors: NDArray[Any]) -> FloatArray:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float64)
 
 
 def hierarchical_map(features: Features, query: Query, settings: MatchingSettings) -> tuple[FloatVolume, CellGrid]:
@@ -79,13 +176,16 @@ def hierarchical_map(features: Features, query: Query, settings: MatchingSetting
         keep = np.ones(level.grid.shape, dtype=bool) if keep is None else _spread(keep, grid, level.grid)
         grid = level.grid
         cells = np.flatnonzero(keep)
-        values = level.similarity_at(query.positive, cells)
-        values -= _nearest([level.similarity_at(negative, cells) for negative in query.negatives], values)
+        values = _contrast(partial(_at, level, cells), query)
         similarity = np.full(grid.shape, -1, dtype=np.float32)
         passed = values >= settings.similarity_threshold
         similarity.flat[cells[passed]] = values[passed]
         keep = similarity >= settings.similarity_threshold
     return similarity, grid
+
+
+def _at(level: Features, cells: NDArray[np.int64], query: NDArray[np.float32]) -> NDArray[np.float32]:
+    return level.similarity_at(query, cells)
 
 
 def _spread(keep: NDArray[np.bool_], coarse: CellGrid, fine: CellGrid) -> NDArray[np.bool_]:

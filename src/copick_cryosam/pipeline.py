@@ -24,7 +24,7 @@ from copick_cryosam.devices import resolve_device
 from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.errors import InputError, SeedError
 from copick_cryosam.features import Features
-from copick_cryosam.matching import Query, merge_queries, propose, scores_near
+from copick_cryosam.matching import Query, merge_queries, propose, scores_near, whiten_dense
 from copick_cryosam.polarity import foreground_both_ways
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import segment
@@ -40,7 +40,7 @@ class Tomogram:
     ----------
     volume : float32, shape (Z, Y, X), standardised, particles bright
     polarity : how particles looked before, dark or light
-    features : of the encoder
+    features : of the encoder, whitened for matching
     voxel_spacing : Å, None where unknown
     """
 
@@ -57,18 +57,18 @@ class Seeded:
     Attributes
     ----------
     instances : one for each seed
-    pooled : mean feature over their masks
+    features : mean feature over the mask of each seed that has one; shape (N, C), N >= 1
     scores : how well the seeds match a query of their own, for calibration; shape (M,), M >= 1
     """
 
     instances: list[Instance]
-    pooled: NDArray[np.float32]
+    features: NDArray[np.float32]
     scores: NDArray[np.float64]
 
     @property
-    def voxels(self) -> int:
-        """Voxels in all masks: the weight of these seeds in eq. 4."""
-        return sum(one.size for one in self.instances)
+    def weighted(self) -> list[tuple[NDArray[np.float32], int]]:
+        """Each seed's feature and its weight in eq. 4, the number of voxels of its mask."""
+        return list(zip(self.features, [one.size for one in self.instances if one.size], strict=True))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -192,6 +192,7 @@ class CryoSAM:
             )
         prepared, found = self._prepare(volume, seeds, radius_vox, polarity, voxel_spacing)
         features = self.encoder.encode(prepared, voxel_spacing=voxel_spacing, progress=progress)
+        whiten_dense(features, self.settings.matching)
         return Tomogram(volume=prepared, polarity=found, features=features, voxel_spacing=voxel_spacing)
 
     def seed(self, tomogram: Tomogram, seeds: VoxelPoints, radius_vox: float) -> Seeded:
@@ -210,13 +211,16 @@ class CryoSAM:
                 f"seeds: expected at least one that can be segmented, found {len(found)} without a mask",
                 hint="Check the seeds' positions, the object's radius and --polarity",
             )
-        pooled = tomogram.features.pool(solid)
-        own = propose(tomogram.features, merge_queries([(pooled, 1)], []), radius_vox, self.settings.matching)
-        return Seeded(instances=found, pooled=pooled, scores=scores_near(own, seeds, radius_vox))
+        features = np.stack([tomogram.features.pool([one]) for one in solid])
+        weighted = list(zip(features, [one.size for one in solid], strict=True))
+        matching = self.settings.matching
+        own = propose(tomogram.features, merge_queries(weighted, [], matching), radius_vox, matching)
+        return Seeded(instances=found, features=features, scores=scores_near(own, seeds, radius_vox))
 
     def query(self, seeded: Sequence[Seeded], negatives: Sequence[Seeded] = ()) -> Query:
-        """One query from the seeds of all tomograms (eq. 4), and one from each tomogram's negatives."""
-        return merge_queries([(one.pooled, one.voxels) for one in seeded], [one.pooled for one in negatives])
+        """One query from the seeds of all tomograms (eq. 4), and the features of all negatives: each stands alone."""
+        against = [feature for one in negatives for feature in one.features]
+        return merge_queries([pair for one in seeded for pair in one.weighted], against, self.settings.matching)
 
     def search(
         self,

@@ -31,6 +31,7 @@ def options(description: str | None, steps: int) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint.pt and curve.csv")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--init", type=Path, default=None, help="checkpoint whose averaged weights are the start")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bf16", action="store_true")
@@ -51,6 +52,8 @@ def run(arguments: argparse.Namespace, net: nn.Module, loss_of: Loss, columns: S
     training is the uninterrupted one (as long as the pool is the same).
     """
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.init is not None:
+        net.load_state_dict(torch.load(arguments.init, weights_only=True)["average"])
     average = copy.deepcopy(net)
     optimiser = torch.optim.AdamW(net.parameters(), lr=arguments.rate, weight_decay=1e-4)
     checkpoint = arguments.out / "checkpoint.pt"

@@ -30,6 +30,9 @@ HELD_OUT_FAMILIES = ("capped",)
 
 SAMPLE_SHAPE = (48, 128, 128)
 
+LOOK_ALIKES = 0.6
+"""Share of kinds after the first that are made to resemble the kind before: same family, about the same size."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:
@@ -58,16 +61,31 @@ def training_maps(folder: Path | None) -> list[Shape]:
     return [read_shape(path) for path in sorted(folder.glob("*.mrc")) if path.stem not in HELD_OUT_MAPS]
 
 
-def draw_sample(rng: np.random.Generator, maps: Sequence[Shape]) -> Sample:
-    """Simulate one sample: 3 to 6 kinds, clutter, one set of imaging conditions."""
-    kinds = int(rng.integers(3, 7))
+def draw_shapes(rng: np.random.Generator, kinds: int, maps: Sequence[Shape]) -> list[Shape]:
+    """Kinds for one sample, in half of the samples with look-alikes among them: barrels of one size, say.
+
+    What parts a barrel from a rod is soon learnt; what parts two barrels has to be asked for.
+    """
     families = sorted(set(FAMILIES) - set(HELD_OUT_FAMILIES))
-    shapes = []
+    look_alikes = LOOK_ALIKES if rng.random() < 0.5 else 0.0
+    shapes: list[Shape] = []
     for k in range(kinds):
-        if maps and rng.random() < 0.4:
+        if shapes and rng.random() < look_alikes:
+            like = shapes[-1]
+            family = like.family if like.family in families else str(rng.choice(families))
+            radius = like.radius * float(rng.uniform(0.88, 1.12))
+            shapes.append(random_shape(rng, family=family, radius=radius, name=f"shape-{k}"))
+        elif maps and rng.random() < 0.4:
             shapes.append(maps[int(rng.integers(len(maps)))])
         else:
             shapes.append(random_shape(rng, family=str(rng.choice(families)), name=f"shape-{k}"))
+    return shapes
+
+
+def draw_sample(rng: np.random.Generator, maps: Sequence[Shape]) -> Sample:
+    """Simulate one sample: 3 to 6 kinds, clutter, one set of imaging conditions."""
+    kinds = int(rng.integers(3, 7))
+    shapes = draw_shapes(rng, kinds, maps)
     imaging = random_imaging(rng)
     crowding = rng.uniform(0.25, 1.0)
     volume = float(np.prod(SAMPLE_SHAPE))

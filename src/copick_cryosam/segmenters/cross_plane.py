@@ -2,7 +2,7 @@
 
 A point prompts the three orthogonal planes through it. Along each of ±z, ±y, ±x the next plane is
 prompted with the mask of the plane before and the point of highest confidence in it, until the object
-ends. All proposals take the same step at once, so that one decode serves many of them.
+ends (`stopping.py`). All proposals take the same step at once, so that one decode serves many of them.
 
 Every proposal lives in a cube of voxels centred on its prompt, the same cube for all three axes; it
 may hang over the volume's edge. One axis gives one stack of plane masks in the cube; the three stacks
@@ -21,10 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from copick_cryosam.batching import Batches
 from copick_cryosam.config import SegmenterSettings
 from copick_cryosam.errors import InputError
 from copick_cryosam.segmenters import PlaneSegmenter
 from copick_cryosam.segmenters.fusing import AxisStack, CrossPlaneMask, combine
+from copick_cryosam.segmenters.stopping import centroids, follows
 from copick_cryosam.types import FloatArray, VoxelPoints
 
 __all__ = ["CrossPlaneMask", "Progress", "half_window", "segment"]
@@ -57,11 +59,13 @@ def segment(
 ) -> list[CrossPlaneMask]:
     """Segment the object at each point (CryoSAM section 2.1, eqs. 1 and 2).
 
-    A walk along one direction ends at the first plane whose mask is empty, overlaps the plane before by an
-    IoU below `settings.iou_stop`, or has a presence below `settings.presence_stop`; that plane is not used.
-    It also ends at the volume's edge and `settings.extent` object radii from the prompt, so that an object is
-    at most `settings.extent` diameters long; two diameters, the cube's edge, are the most there can be. The
-    presence rule holds for the prompted plane too, unless the points are `sure`.
+    A plane fails if its mask is empty, has a presence below `settings.presence_stop`, or no longer follows
+    the object (`stopping.follows`); it is not used. A walk along one direction ends at the first plane that
+    fails, or after `settings.missed_planes` more in a row; until then the last good plane prompts the next one
+    and is what it is compared with. A walk also ends at the volume's edge and `settings.extent` object radii
+    from the prompt, so that an object is at most `settings.extent` diameters long; two diameters, the cube's
+    edge, are the most there can be. The presence rule holds for the prompted plane too, unless the points are
+    `sure`.
 
     Parameters
     ----------
@@ -82,6 +86,8 @@ def segment(
     ------
     InputError
         The radius is not positive, or a point lies outside the volume.
+    DeviceError
+        Memory ran out even after the batch was halved.
     """
     _check(volume, points, radius_vox)
     if len(points) == 0:
@@ -90,10 +96,15 @@ def segment(
     reach = min(half, max(1, math.floor(settings.extent * radius_vox + 0.5)))
     anchors = np.floor(points.zyx + 0.5).astype(np.int64)
     count = _Count(6 * len(points), progress)
+    batches = Batches(settings.batch, "prompts", "segmenter.batch")
     with torch.inference_mode():
         stacks = [
             _walk_axis(
-                _Axis(segmenter, volume, axis, radius_vox, half, settings, sure), points.zyx, anchors, reach, count
+                _Axis(segmenter, volume, axis, radius_vox, settings, batches, sure=sure),
+                points.zyx,
+                anchors,
+                reach,
+                count,
             )
             for axis in range(3)
         ]
@@ -149,27 +160,31 @@ class _Axis:
         volume: Tensor,
         axis: int,
         radius_vox: float,
-        half: int,
         settings: SegmenterSettings,
+        batches: Batches,
+        *,
         sure: bool,
     ) -> None:
         self.sure = sure
+        self.radius_vox = radius_vox
         self.axis = axis
         self.others = [other for other in range(3) if other != axis]
         self.length = volume.shape[axis]
-        self.half, self.window = half, 2 * half + 1
+        self.half = half_window(radius_vox)
+        self.window = 2 * self.half + 1
         self.settings = settings
         self.device = volume.device
         self._plane_shape = [volume.shape[other] for other in self.others]
-        self._segmenter = segmenter
+        self._segmenter, self._batches = segmenter, batches
         self._embeddings: Any = segmenter.embed(volume, axis, radius_vox)
 
     def decode(self, planes: Tensor, points: Tensor, windows: Tensor, prompts: Tensor | None) -> _Planes:
-        """Decode N prompts in chunks of `settings.batch`; logits are dropped chunk by chunk, masks are kept."""
-        parts = [
-            self._chunk(planes[some], points[some], windows[some], None if prompts is None else prompts[some])
-            for some in _slices(len(planes), self.settings.batch)
-        ]
+        """Decode N prompts in batches; logits are dropped batch by batch, masks are kept."""
+
+        def chunk(some: slice) -> _Planes:
+            return self._chunk(planes[some], points[some], windows[some], None if prompts is None else prompts[some])
+
+        parts = list(self._batches.run(len(planes), chunk))
         return _Planes(
             *(torch.cat([getattr(p, name) for p in parts]) for name in ("masks", "peaks", "iou", "prompts", "alive"))
         )
@@ -201,10 +216,8 @@ def _peaks(logits: Tensor, masks: Tensor) -> Tensor:
     first in memory would drift to the object's rim.
     """
     grid = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.float32)
-    area = masks.flatten(1).sum(1).clamp_min(1)
-    row = (masks.sum(2) * grid).sum(1) / area
-    column = (masks.sum(1) * grid).sum(1) / area
-    squared = (grid - row[:, None])[:, :, None] ** 2 + (grid - column[:, None])[:, None, :] ** 2
+    row, column = centroids(masks).T[..., None]
+    squared = (grid - row)[:, :, None] ** 2 + (grid - column)[:, None, :] ** 2
     highest = logits.flatten(1).amax(1)[:, None, None]
     best = squared.masked_fill(logits < highest, torch.inf).flatten(1).argmin(1)
     width = logits.shape[-1]
@@ -223,53 +236,73 @@ def _walk_axis(axis: _Axis, points: FloatArray, anchors: NDArray[np.int64], reac
     )
 
 
-def _walk_group(axis: _Axis, points: FloatArray, anchors: NDArray[np.int64], reach: int, count: _Count) -> AxisStack:
-    number, half, window = len(points), axis.half, axis.window
-    start = torch.as_tensor(anchors[:, axis.axis], device=axis.device)
-    windows = torch.as_tensor(anchors[:, axis.others] - half, device=axis.device)
-    clicks = torch.as_tensor(points[:, axis.others], dtype=torch.float32, device=axis.device)
-    cubes = torch.zeros((number, window, window, window), dtype=torch.bool, device=axis.device)
-    area = torch.zeros(number, dtype=torch.int64, device=axis.device)
-    area_iou = torch.zeros(number, dtype=torch.float64, device=axis.device)
-    used, decodes = torch.zeros_like(area), torch.zeros_like(area)
+class _Gathered:
+    """The masks that N proposals have along one axis, each in a cube of its own, and what they add up to."""
 
-    def use(who: Tensor, offset: Tensor | int, planes: _Planes) -> None:
-        cubes[who, half + offset] = planes.masks
+    def __init__(self, number: int, axis: _Axis) -> None:
+        self._axis, self._half = axis.axis, axis.half
+        cube = (number, axis.window, axis.window, axis.window)
+        self._cubes = torch.zeros(cube, dtype=torch.bool, device=axis.device)
+        self._area = torch.zeros(number, dtype=torch.int64, device=axis.device)
+        self._area_iou = torch.zeros(number, dtype=torch.float64, device=axis.device)
+        self._used, self._decodes = torch.zeros_like(self._area), torch.zeros_like(self._area)
+
+    def decoded(self, who: Tensor) -> None:
+        """One plane more was decoded for each walk of the proposals `who`."""
+        self._decodes.index_add_(0, who, torch.ones_like(who))
+
+    def use(self, who: Tensor, offset: Tensor | int, planes: _Planes) -> None:
+        """Take the planes `offset` steps from the prompt into the cubes of the proposals `who`."""
+        self._cubes[who, self._half + offset] = planes.masks
         sizes = planes.masks.flatten(1).sum(1)
-        area.index_add_(0, who, sizes)
-        area_iou.index_add_(0, who, sizes * planes.iou.double())
-        used.index_add_(0, who, torch.ones_like(who))
+        self._area.index_add_(0, who, sizes)
+        self._area_iou.index_add_(0, who, sizes * planes.iou.double())
+        self._used.index_add_(0, who, torch.ones_like(who))
+
+    def packed(self) -> AxisStack:
+        zyx = self._cubes.movedim(1, 1 + self._axis).reshape(len(self._cubes), -1).cpu().numpy()
+        sums = (values.cpu().numpy() for values in (self._area, self._area_iou, self._used, self._decodes))
+        return AxisStack(np.packbits(zyx, axis=1), *sums)
+
+
+def _walk_group(axis: _Axis, points: FloatArray, anchors: NDArray[np.int64], reach: int, count: _Count) -> AxisStack:
+    number, settings = len(points), axis.settings
+    start = torch.as_tensor(anchors[:, axis.axis], device=axis.device)
+    windows = torch.as_tensor(anchors[:, axis.others] - axis.half, device=axis.device)
+    clicks = torch.as_tensor(points[:, axis.others], dtype=torch.float32, device=axis.device)
+    gathered = _Gathered(number, axis)
 
     first = axis.decode(start, clicks, windows, None)
-    decodes += 1
+    first_score = first.iou
+    gathered.decoded(torch.arange(number, device=axis.device))
     who = first.alive.nonzero()[:, 0]
     first = _keep(first, first.alive)
-    use(who, 0, first)
+    gathered.use(who, 0, first)
     count.add(2 * (number - len(who)))
 
     # Both directions start from the same plane and walk as one batch.
     sign = torch.cat([torch.ones_like(who), -torch.ones_like(who)])
     last = _keep(first, torch.arange(len(who), device=axis.device).repeat(2))
     who = who.repeat(2)
+    missed = torch.zeros_like(who)
     for step in range(1, reach + 1):
         planes = start[who] + step * sign
         within = (planes >= 0) & (planes < axis.length)
         walking = len(who)
-        who, sign, planes, last = who[within], sign[within], planes[within], _keep(last, within)
+        who, sign, missed, planes, last = who[within], sign[within], missed[within], planes[within], _keep(last, within)
         if len(who):
             now = axis.decode(planes, last.peaks, windows[who], last.prompts)
-            decodes.index_add_(0, who, torch.ones_like(who))
-            alive = now.alive & (_iou(last.masks, now.masks) >= axis.settings.iou_stop)
-            who, sign, last = who[alive], sign[alive], _keep(now, alive)
-            use(who, step * sign, last)
+            gathered.decoded(who)
+            good = now.alive & follows(last.masks, now.masks, now.iou, first_score[who], axis.radius_vox, settings)
+            gathered.use(who[good], step * sign[good], _keep(now, good))
+            missed = (missed + 1).masked_fill(good, 0)
+            goes_on = missed <= settings.missed_planes
+            who, sign, missed, last = who[goes_on], sign[goes_on], missed[goes_on], _latest(last, now, good, goes_on)
         count.add(walking - len(who))
         if not len(who):
             break
     count.add(len(who))
-
-    zyx = cubes.movedim(1, 1 + axis.axis).reshape(number, -1).cpu().numpy()
-    sums = (values.cpu().numpy() for values in (area, area_iou, used, decodes))
-    return AxisStack(np.packbits(zyx, axis=1), *sums)
+    return gathered.packed()
 
 
 def _keep(planes: _Planes, which: Tensor) -> _Planes:
@@ -282,9 +315,16 @@ def _keep(planes: _Planes, which: Tensor) -> _Planes:
     )
 
 
-def _iou(one: Tensor, other: Tensor) -> Tensor:
-    both = (one & other).flatten(1).sum(1)
-    return both / (one | other).flatten(1).sum(1).clamp_min(1)
+def _latest(last: _Planes, now: _Planes, good: Tensor, which: Tensor) -> _Planes:
+    """Of the walks `which`, the plane just decoded where it is good, the last good one elsewhere."""
+    latest = _keep(now, which)
+    old = _keep(last, which & ~good)
+    if len(old.alive):
+        stale = ~good[which]
+        for name in ("masks", "peaks", "iou", "prompts", "alive"):
+            values = getattr(latest, name)
+            values[stale.to(values.device)] = getattr(old, name)
+    return latest
 
 
 def _slices(length: int, size: int) -> list[slice]:
