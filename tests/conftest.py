@@ -102,7 +102,17 @@ def split_project(tmp_path: Path) -> ProjectOnDisk:
 @pytest.fixture(scope="session")
 def official_sam() -> ModuleType:
     """Helpers around segment-anything's own modules, see `official_sam.py` beside this file."""
-    spec = importlib.util.spec_from_file_location("official_sam", Path(__file__).with_name("official_sam.py"))
+    return _helpers("official_sam")
+
+
+@pytest.fixture(scope="session")
+def random_sam2() -> ModuleType:
+    """A tiny SAM 2 of transformers, see `random_sam2.py` beside this file."""
+    return _helpers("random_sam2")
+
+
+def _helpers(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -61,31 +61,37 @@ class EncoderSettings(_Settings):
 class SegmenterSettings(_Settings):
     """Which plane segmenter is prompted, and when cross-plane self-prompting stops (eqs. 1 and 2)."""
 
-    name: str = Field("promptnet", description="registered segmenter: promptnet, sam, fake")
+    name: str = Field("promptnet", description="registered segmenter: promptnet, sam, sam2, fake")
     checkpoint: str | None = Field(
-        None, description="sam: path of the checkpoint, its type is recognised; none: CRYOSAM_CHECKPOINTS is searched"
+        None,
+        description="sam: path of the checkpoint, its type is recognised; none: CRYOSAM_CHECKPOINTS is searched. sam2: "
+        "short name, folder, or NAME@COMMIT of Hugging Face; none: sam2.1-large",
     )
     model: Literal["vit_h", "vit_l", "vit_b"] | None = Field(
         None, description="sam: the type to look for in CRYOSAM_CHECKPOINTS; none: the largest that is there"
     )
     longest_side: int | None = Field(
-        None, ge=64, le=1024, description="sam: pixels of a plane's longer side; none: 1024, what it was trained at"
+        None, ge=64, le=1024, description="sam, sam2: pixels of a plane's longer side; none: 1024, as trained"
     )
     padding: Literal["native", "square"] = Field(
-        "native", description="sam: planes at their own aspect, or padded to a square as published (slower)"
+        "native",
+        description="sam: planes at their own aspect, or padded to a square as published (slower); sam2 always pads",
     )
     channels: Literal["repeat", "mean", "neighbours"] = Field(
-        "repeat", description="sam: the plane three times, the mean of three planes, or planes p-1, p, p+1 as colours"
+        "repeat",
+        description="sam, sam2: the plane three times, the mean of three planes, or planes p-1, p, p+1 as colours",
     )
     mask_choice: Literal["single", "best", "consistent"] = Field(
         "consistent",
-        description="sam: its single mask, of its three the one of best predicted IoU, or the best by predicted "
+        description="sam, sam2: its single mask, of its three the one of best predicted IoU, or the best by predicted "
         "IoU x IoU with the plane before x ratio of areas",
     )
-    box_prompt: bool = Field(False, description="sam: prompt with the box of the plane before, too")
-    encode_batch: int = Field(8, ge=1, description="sam: planes encoded in one call")
-    precision: Precision = Field("auto", description="sam: auto is bf16 on a GPU and fp32 on the CPU")
-    compile: bool = Field(False, description="sam: torch.compile of the image encoder, worth it for many tomograms")
+    box_prompt: bool = Field(False, description="sam, sam2: prompt with the box of the plane before, too")
+    encode_batch: int = Field(8, ge=1, description="sam, sam2: planes encoded in one call")
+    precision: Precision = Field("auto", description="sam, sam2: auto is bf16 on a GPU and fp32 on the CPU")
+    compile: bool = Field(
+        False, description="sam, sam2: torch.compile of the image encoder, worth it for many tomograms"
+    )
     iou_stop: float = Field(0.5, ge=0, le=1, description="tau_IoU: stop when adjacent masks agree less")
     presence_stop: float = Field(0.5, ge=0, le=1, description="stop when the segmenter thinks the object is absent")
     area_jump: float | None = Field(

@@ -13,13 +13,14 @@ from copick_cryosam.config import SegmenterSettings
 from copick_cryosam.errors import InputError
 from copick_cryosam.segmenters import Decoded, PlaneSegmenter, available_segmenters, load_segmenter
 from copick_cryosam.segmenters.sam import SamSegmenter
+from copick_cryosam.segmenters.sam2 import Sam2Segmenter
 
 CPU = torch.device("cpu")
 SHAPE = (17, 40, 53)
 RADIUS = 6.0
 WINDOW = 25
 AXES = (0, 1, 2)
-UNTRAINED = ("sam",)
+UNTRAINED = ("sam", "sam2")
 """Their weights are a download; here they are random, and everything but finding things is asked of them."""
 
 
@@ -31,23 +32,25 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def load(name: str, official_sam: ModuleType) -> PlaneSegmenter:
+def load(name: str, official_sam: ModuleType, random_sam2: ModuleType) -> PlaneSegmenter:
     if name == "promptnet" and find_spec("copick_cryosam.segmenters.promptnet") is None:
         pytest.skip("promptnet is not in this source tree")
+    if name == "sam2":
+        return Sam2Segmenter(random_sam2.random_sam2(), "random", SegmenterSettings(name=name), CPU)
     if name in UNTRAINED:
         return SamSegmenter(official_sam.random_sam(128, window=5), "random", SegmenterSettings(name=name), CPU)
     return load_segmenter(SegmenterSettings(name=name), CPU)
 
 
 @pytest.fixture(scope="module", params=available_segmenters())
-def segmenter(request, official_sam) -> PlaneSegmenter:
-    return load(request.param, official_sam)
+def segmenter(request, official_sam, random_sam2) -> PlaneSegmenter:
+    return load(request.param, official_sam, random_sam2)
 
 
 @pytest.fixture(scope="module", params=[name for name in available_segmenters() if name not in UNTRAINED])
-def trained(request, official_sam) -> PlaneSegmenter:
+def trained(request, official_sam, random_sam2) -> PlaneSegmenter:
     """Those that know a bright ball when they see one."""
-    return load(request.param, official_sam)
+    return load(request.param, official_sam, random_sam2)
 
 
 def ball_volume(shape=SHAPE, centre=(8, 22, 27), radius=RADIUS, noise=0.3) -> tuple[torch.Tensor, np.ndarray]:

@@ -24,16 +24,16 @@ def ranges(batches: Batches, count: int, room: int) -> list[range]:
 
 
 def test_every_item_is_worked_on_once_in_order():
-    assert ranges(Batches(4, "planes", "x"), 10, 4) == [range(0, 4), range(4, 8), range(8, 10)]
+    assert ranges(Batches(4, "planes", "x"), 10, 4) == [range(4), range(4, 8), range(8, 10)]
     assert ranges(Batches(4, "planes", "x"), 0, 4) == []
 
 
 def test_the_batch_is_halved_once_and_stays_so(caplog):
     batches = Batches(5, "planes", "encoder.batch")
     with caplog.at_level(logging.WARNING):
-        assert ranges(batches, 5, 2) == [range(0, 2), range(2, 4), range(4, 5)]
+        assert ranges(batches, 5, 2) == [range(2), range(2, 4), range(4, 5)]
     assert "batches of 2 planes instead of 5" in caplog.text
-    assert ranges(batches, 3, 2) == [range(0, 2), range(2, 3)]
+    assert ranges(batches, 3, 2) == [range(2), range(2, 3)]
 
 
 def test_running_out_again_is_an_error():

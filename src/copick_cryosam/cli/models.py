@@ -61,7 +61,7 @@ def models(check: bool) -> None:
     """
     from copick_cryosam.foundation.catalogue import VARIABLE, checkpoint_folders
 
-    rows = [*_embedded(), *_sams(check), *_transformers()]
+    rows = [*_embedded(), *_sams(check), *_sam2s(check), *_transformers()]
     cells = [(row.name, row.role, _size(row.size), row.licence, row.found) for row in rows]
     _print_table("Models", [("name", "role", "size", "licence", "found here"), *cells])
     _print_table("Where from", [(row.name, row.source) for row in rows])
@@ -73,6 +73,7 @@ def models(check: bool) -> None:
         f"  SAM           mkdir -p ~/checkpoints && export {VARIABLE}=~/checkpoints\n"
         "                curl -L --output-dir ~/checkpoints -O ADDRESS, with the address above; or give the file\n"
         "                with --sam-checkpoint\n"
+        "  SAM 2         as transformers; --settings with segmenter: {name: sam2, checkpoint: NAME}\n"
         "  transformers  pip install 'copick-cryosam[foundation]'; they are fetched when first used, or for a machine\n"
         "                without network: hf download REPOSITORY --revision COMMIT --local-dir ~/checkpoints/NAME\n"
         "  DINOv3        accept its licence on the repository's page first, then hf auth login\n"
@@ -133,6 +134,36 @@ def _sams(check: bool) -> Iterable[_Row]:
             licence=entry.licence,
             found=found,
             source=entry.url,
+            sha256=entry.sha256,
+            wrong=wrong,
+        )
+
+
+def _sam2s(check: bool) -> Iterable[_Row]:
+    from copick_cryosam.foundation.catalogue import SAM2S, Sam2Entry, cached_transformer, find_sam2
+
+    def state(folder: Path | None, entry: Sam2Entry) -> tuple[str, bool]:
+        if folder is None:
+            return ("in the Hugging Face cache" if cached_transformer(entry) is not None else "no"), False
+        weights = folder / entry.weights
+        if not check or not weights.is_file():
+            return str(folder), False
+        from copick_cryosam.foundation.checkpoints import file_sha256
+
+        digest = file_sha256(weights)
+        if digest != entry.sha256:
+            return f"{folder}: another SHA-256, {digest}", True
+        return f"{folder}, SHA-256 agrees", False
+
+    for name, entry in SAM2S.items():
+        found, wrong = state(find_sam2(name), entry)
+        yield _Row(
+            name=name,
+            role="segmenter",
+            size=entry.size,
+            licence=entry.licence,
+            found=found,
+            source=f"{entry.hub_id} {entry.revision}",
             sha256=entry.sha256,
             wrong=wrong,
         )

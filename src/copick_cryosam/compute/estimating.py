@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from copick_cryosam.compute.models import NamedModel
 from copick_cryosam.config import Settings
-from copick_cryosam.foundation.catalogue import SamEntry, SamKind, TransformerEntry
+from copick_cryosam.foundation.catalogue import Sam2Entry, SamEntry, SamKind, TransformerEntry
 from copick_cryosam.types import Grid
 
 __all__ = ["estimate"]
@@ -20,7 +20,7 @@ _TILE_BYTES_PER_VOXEL = 80
 """Activations of the embedded encoder, for the voxels of a tile."""
 _ENCODE_SECONDS = {"embednet": 1.2e-6, "fake": 0.5e-6}
 """One CPU core, per voxel."""
-_DECODE_SECONDS = {"promptnet": 6e-3, "fake": 0.2e-3, "sam": 0.3}
+_DECODE_SECONDS = {"promptnet": 6e-3, "fake": 0.2e-3, "sam": 0.3, "sam2": 0.3}
 """One CPU core, per plane prompt."""
 _READ_SECONDS = 0.1e-6
 _WALKS = 6
@@ -31,6 +31,12 @@ _CORE_FLOPS = 5e10
 of SAM and for large transformers, and half that for small ones."""
 _SAM_FLOPS: dict[SamKind, float] = {"vit_h": 5961e9, "vit_l": 2986e9, "vit_b": 972e9}
 """SAM's image encoder on a picture of 1024 x 1024, counted."""
+_SAM2_FLOPS = {"sam2.1-large": 1823e9, "sam2.1-base-plus": 646e9, "sam2.1-small": 359e9, "sam2.1-tiny": 291e9}
+"""SAM 2's image encoder, likewise."""
+_SAM2_KEPT = 32 * 256**2 + 64 * 128**2 + 256 * 64**2
+"""Numbers that SAM 2 keeps of a plane: features at three resolutions."""
+_SAM2_TOKENS = 256**2
+"""Tokens of SAM 2's first blocks, which need the most memory."""
 _SAM_PATCH, _SAM_SIDE, _SAM_CHANNELS = 16, 1024, 256
 _ACTIVATIONS = 16
 """Numbers that a layer keeps per token and channel: input, keys, queries, values, and four times that in between."""
@@ -64,7 +70,8 @@ def estimate(
         seconds += sum(planes * _flops(encoder, tokens) for planes, tokens in views) / _CORE_FLOPS
     if segmenter is not None:
         sides = settings.segmenter.longest_side or _SAM_SIDE
-        views = _views(grid, sides, _SAM_PATCH, square=settings.segmenter.padding == "square")
+        square = settings.segmenter.padding == "square" or isinstance(segmenter, Sam2Entry)
+        views = _views(grid, sides, _SAM_PATCH, square=square)
         # At most: planes are encoded when a prompt needs them.
         memory += _held(segmenter, views, settings.segmenter.encode_batch, 4)
         seconds += sum(planes * _flops(segmenter, tokens) for planes, tokens in views) / _CORE_FLOPS
@@ -74,8 +81,8 @@ def estimate(
     return memory, seconds + decodes * _DECODE_SECONDS[settings.segmenter.name]
 
 
-def _encoder_views(grid: Grid, settings: Settings, entry: SamEntry | TransformerEntry) -> _Views:
-    if isinstance(entry, SamEntry):
+def _encoder_views(grid: Grid, settings: Settings, entry: SamEntry | Sam2Entry | TransformerEntry) -> _Views:
+    if isinstance(entry, SamEntry | Sam2Entry):
         return _views(grid, settings.encoder.longest_side or _SAM_SIDE, _SAM_PATCH)
     return _views(grid, settings.encoder.longest_side, entry.patch)
 
@@ -91,8 +98,10 @@ def _views(grid: Grid, longest_side: int | None, patch: int, *, square: bool = F
     return views
 
 
-def _flops(entry: SamEntry | TransformerEntry, tokens: int) -> float:
+def _flops(entry: SamEntry | Sam2Entry | TransformerEntry, tokens: int) -> float:
     """Floating-point operations, two for a multiplication and addition, of one plane."""
+    if isinstance(entry, Sam2Entry):
+        return _SAM2_FLOPS[entry.name]
     if isinstance(entry, SamEntry):
         # Attention is within windows in all but four layers, so the work grows with the tokens.
         return _SAM_FLOPS[entry.kind] * tokens / (_SAM_SIDE // _SAM_PATCH) ** 2
@@ -101,8 +110,12 @@ def _flops(entry: SamEntry | TransformerEntry, tokens: int) -> float:
     return entry.layers * (24.0 * width**2 * tokens + 4.0 * tokens**2 * width)
 
 
-def _held(entry: SamEntry | TransformerEntry, views: _Views, batch: int, bytes_each: int) -> float:
+def _held(entry: SamEntry | Sam2Entry | TransformerEntry, views: _Views, batch: int, bytes_each: int) -> float:
     """Bytes of the weights, of the embeddings of all planes and of a batch's activations."""
+    if isinstance(entry, Sam2Entry):
+        planes = sum(count for count, _ in views)
+        activations = 4 * _ACTIVATIONS * entry.width * batch * _SAM2_TOKENS
+        return 4.0 * entry.parameters + float(_SAM2_KEPT * bytes_each * planes + activations)
     sam = isinstance(entry, SamEntry)
     width = entry.width if isinstance(entry, SamEntry) else entry.embedding_dim
     kept = (_SAM_CHANNELS if sam else width) * bytes_each * sum(planes * tokens for planes, tokens in views)

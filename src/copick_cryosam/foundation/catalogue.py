@@ -1,7 +1,7 @@
 """The official checkpoints that are known, and where they are on this machine.
 
 Nothing is downloaded here and no model is loaded. SAM's files carry the first six digits of their MD5 in
-their names; their SHA-256 is complete here. Transformers are pinned to a commit of their Hugging Face
+their names; their SHA-256 is complete here. Transformers and SAM 2 are pinned to a commit of their Hugging Face
 repository.
 """
 
@@ -16,17 +16,22 @@ from typing import Literal
 from copick_cryosam.errors import InputError, NotFoundError
 
 __all__ = [
+    "SAM2S",
     "SAMS",
     "TRANSFORMERS",
     "VARIABLE",
+    "HubEntry",
+    "Sam2Entry",
     "SamEntry",
     "SamKind",
     "TransformerEntry",
     "cached_transformer",
     "checkpoint_folders",
     "find_sam",
+    "find_sam2",
     "find_transformer",
     "present_sam",
+    "sam2_entry",
     "transformer_entry",
 ]
 
@@ -65,19 +70,16 @@ class SamEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerEntry:
-    """A vision transformer of Hugging Face.
+class HubEntry:
+    """A model of Hugging Face at a pinned commit.
 
     Attributes
     ----------
     name : short name, as in ``--encoder``
     hub_id : repository at Hugging Face
     revision : commit of the repository
-    weights : file of the weights there
     parameters : number of parameters
-    embedding_dim : length of an embedding
-    layers : transformer layers
-    patch : edge of a patch, pixels
+    weights : file of the weights there
     gated : whether the licence has to be accepted at Hugging Face first
     """
 
@@ -85,9 +87,6 @@ class TransformerEntry:
     hub_id: str
     revision: str
     parameters: int
-    embedding_dim: int
-    layers: int
-    patch: int
     licence: str = "Apache-2.0"
     weights: str = "model.safetensors"
     gated: bool = False
@@ -106,6 +105,36 @@ class TransformerEntry:
     def url(self) -> str:
         """The page of the pinned commit."""
         return f"https://huggingface.co/{self.hub_id}/tree/{self.revision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerEntry(HubEntry):
+    """A vision transformer of Hugging Face.
+
+    Attributes
+    ----------
+    embedding_dim : length of an embedding
+    layers : transformer layers
+    patch : edge of a patch, pixels
+    """
+
+    embedding_dim: int
+    layers: int
+    patch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sam2Entry(HubEntry):
+    """SAM 2 as transformers saves it; the part for videos, which is not used here, included.
+
+    Attributes
+    ----------
+    sha256 : of the weights, 64 hexadecimal digits
+    width : channels of the image encoder's first blocks
+    """
+
+    sha256: str
+    width: int
 
 
 SAMS: dict[SamKind, SamEntry] = {
@@ -214,6 +243,53 @@ TRANSFORMERS: dict[str, TransformerEntry] = {
 """Vision transformers by short name."""
 
 
+def _sam2(size: str, revision: str, parameters: int, width: int, sha256: str) -> Sam2Entry:
+    return Sam2Entry(
+        name=f"sam2.1-{size}",
+        hub_id=f"facebook/sam2.1-hiera-{size}",
+        revision=revision,
+        parameters=parameters,
+        sha256=sha256,
+        width=width,
+    )
+
+
+SAM2S: dict[str, Sam2Entry] = {
+    entry.name: entry
+    for entry in (
+        _sam2(
+            "large",
+            "665f8e2ad61cf5f53d65644ff27c8ee525124610",
+            224_446_642,
+            144,
+            "dc407dce21301fd94abb395c5099b4f2c455fdc8a8f261ac3d0ea6d4cd197230",
+        ),
+        _sam2(
+            "base-plus",
+            "b7320756a13354e7530a63935656d35b2f91a290",
+            80_850_178,
+            112,
+            "2012733a0de5d03efd1bba550a2847c4551be9ef2e0d497c83074df66189f780",
+        ),
+        _sam2(
+            "small",
+            "ee5bba1d82bb8749febdf90f45e84b687142ba03",
+            46_060_354,
+            96,
+            "0a4067b11ce1e23d5229203f11c718a823060d15a4b23fa2372a7d4b77cbbc60",
+        ),
+        _sam2(
+            "tiny",
+            "de431c4043854a71d8101e17995dfe596bf101a5",
+            38_962_498,
+            96,
+            "48c14467e5cf9e51870511feb72c89688e82dd74523142c0538b663e193ac2a7",
+        ),
+    )
+}
+"""SAM 2.1 by short name, the largest first."""
+
+
 def checkpoint_folders() -> list[Path]:
     """The folders that `CRYOSAM_CHECKPOINTS` names, in its order; they need not exist."""
     return [Path(part).expanduser() for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part.strip()]
@@ -260,6 +336,11 @@ def transformer_entry(name: str) -> TransformerEntry | None:
     return next((entry for entry in TRANSFORMERS.values() if name in (entry.name, entry.hub_id)), None)
 
 
+def sam2_entry(name: str) -> Sam2Entry | None:
+    """The entry of a SAM 2 by its short name or Hugging Face name; None: not in the catalogue."""
+    return next((entry for entry in SAM2S.values() if name in (entry.name, entry.hub_id)), None)
+
+
 def find_transformer(name: str) -> Path | None:
     """The folder of a transformer in `CRYOSAM_CHECKPOINTS`, which holds its ``config.json``; None: not there.
 
@@ -267,18 +348,16 @@ def find_transformer(name: str) -> Path | None:
     ----------
     name : short name or Hugging Face name; the folder has the short name or the last part of the other
     """
-    entry = transformer_entry(name)
-    folders = [name] if entry is None else [entry.name, entry.hub_id]
-    for folder in checkpoint_folders():
-        for each in folders:
-            place = folder / each.rsplit("/", 1)[-1]
-            if (place / "config.json").is_file():
-                return place
-    return None
+    return _find_folder(name, transformer_entry(name))
 
 
-def cached_transformer(entry: TransformerEntry) -> Path | None:
-    """The folder of a transformer in the cache of Hugging Face, at the pinned commit; None: not there."""
+def find_sam2(name: str) -> Path | None:
+    """The folder of a SAM 2 in `CRYOSAM_CHECKPOINTS`, named as in `find_transformer`; None: not there."""
+    return _find_folder(name, sam2_entry(name))
+
+
+def cached_transformer(entry: HubEntry) -> Path | None:
+    """The folder of a transformer or a SAM 2 in the cache of Hugging Face, at the pinned commit; None: not there."""
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
@@ -294,3 +373,13 @@ def _sam_places(kind: SamKind) -> Iterator[Path]:
         official = folder / SAMS[kind].file
         yield official
         yield official.with_suffix(".safetensors")
+
+
+def _find_folder(name: str, entry: HubEntry | None) -> Path | None:
+    folders = [name] if entry is None else [entry.name, entry.hub_id]
+    for folder in checkpoint_folders():
+        for each in folders:
+            place = folder / each.rsplit("/", 1)[-1]
+            if (place / "config.json").is_file():
+                return place
+    return None

@@ -93,6 +93,7 @@ class PlaneSegmenter(Protocol):
 _BACKENDS = {
     "promptnet": "copick_cryosam.segmenters.promptnet:load",
     "sam": "copick_cryosam.segmenters.sam:load",
+    "sam2": "copick_cryosam.segmenters.sam2:load",
     "fake": "copick_cryosam.segmenters.fake:load",
 }
 
