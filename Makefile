@@ -12,14 +12,14 @@ CODE := src tests
 .PHONY: help install demo test lint format bench bench-foundation microtubule clean
 
 help:
-	@echo "make demo         simulate a small project, pick from one click, leave demo/report.html"
-	@echo "make test         all checks and tests"
-	@echo "make lint         style, types and the direction of imports"
-	@echo "make format       put the code into the project's style"
-	@echo "make bench        measure speed and memory"
-	@echo "make bench-foundation  SAM and DINOv2 against the published code's loop, random weights"
-	@echo "make microtubule  figures on a real tomogram, where ../shared/data holds it"
-	@echo "make clean        remove .venv, demo and caches"
+	@echo "make demo             simulate a small project, pick from one click, leave demo/report.html"
+	@echo "make test             all checks and tests"
+	@echo "make lint             style, types and the direction of imports"
+	@echo "make format           put the code into the project's style"
+	@echo "make bench            measure speed and memory"
+	@echo "make bench-foundation SAM and DINOv2 against the published code's loop, random weights"
+	@echo "make microtubule      figures on a real tomogram, where ../shared/data holds it"
+	@echo "make clean            remove .venv, demo and caches"
 
 install: $(INSTALLED)
 
