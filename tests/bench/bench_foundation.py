@@ -8,7 +8,8 @@ Weights are random, of the real architectures: speed does not depend on them. Th
 the other with fp32 eager DINOv2 on pictures of 518 x 518 and with SamPredictor on squares of 1024 x 1024, and
 prompts one plane after the other. It is given the planes that ours encodes (the published code encodes all) and
 as many prompts as ours decodes. Its times are means over a sample of `--sample` planes and prompts, taken before
-and after ours, times the number of them.
+and after ours, times the number of them. The published code squashes every plane to 518 x 518, which for a small
+tomogram is far more than its voxels; the last column is the loop on pictures of one pixel per voxel, as ours has.
 
 `--floor` adds floating-point operations, counted on one plane of each axis, and the share of the matrix rate that
 was measured on the same device.
@@ -53,12 +54,13 @@ PATCH, PUBLISHED_PICTURE = 14, 518
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One stage: what it did, ours and the loop's seconds, floating-point operations of ours."""
+    """One stage: what it did, seconds of ours, the loop and the loop on our pictures, our operations."""
 
     name: str
     count: int
     ours: float
     loop: float
+    loop_alike: float
     flops: float = 0.0
 
 
@@ -124,14 +126,16 @@ def prompts(shape: Sequence[int], radius: float, count: int, spread: bool) -> Vo
     return VoxelPoints(size / 2 + rng.uniform(-2, 2, size=(count, 3)))
 
 
-def loop_dino(volume: torch.Tensor, model: Dinov2Model, some: int) -> float:
-    """Seconds per plane of fp32 eager DINOv2, plane by plane, each squashed to 518 x 518."""
+def loop_dino(volume: torch.Tensor, model: Dinov2Model, some: int, *, squashed: bool) -> float:
+    """Seconds per plane of fp32 eager DINOv2, plane by plane: each squashed to 518 x 518, or one pixel per voxel."""
     intensities = Intensities.of(volume)
 
     def work() -> None:
         for index in range(some):
             plane = planes_of(volume, index % 3, torch.tensor([volume.shape[index % 3] // 2]))
-            picture = resize(intensities.to_unit(plane), (PUBLISHED_PICTURE, PUBLISHED_PICTURE))
+            whole = tuple(PATCH * max(1, round(side / PATCH)) for side in plane.shape[1:])
+            shape = (PUBLISHED_PICTURE, PUBLISHED_PICTURE) if squashed else (whole[0], whole[1])
+            picture = resize(intensities.to_unit(plane), shape)
             model(pixel_values=picture[:, None].expand(-1, 3, -1, -1))
 
     return timed(volume.device, work) / some
@@ -188,8 +192,12 @@ def run(arguments: argparse.Namespace) -> tuple[list[Row], float]:
     points = prompts(arguments.shape, arguments.radius, arguments.proposals, arguments.spread)
     model, sam = dinov2(arguments.vit).to(device), random_sam(arguments.sam).to(device)
 
+    def loops() -> tuple[float, ...]:
+        squashed, alike = (loop_dino(volume, model, arguments.sample, squashed=how) for how in (True, False))
+        return squashed, alike, *loop_sam(volume, sam, points.zyx[0], arguments.sample)
+
     with torch.inference_mode():
-        first = loop_dino(volume, model, arguments.sample), *loop_sam(volume, sam, points.zyx[0], arguments.sample)
+        first = loops()
 
     settings = EncoderSettings(batch=arguments.batch, precision=arguments.precision, compile=arguments.compile)
     loaded = LoadedTransformer(
@@ -218,9 +226,9 @@ def run(arguments: argparse.Namespace) -> tuple[list[Row], float]:
     decodes = sum(one.decodes for one in masks)
 
     with torch.inference_mode():
-        last = loop_dino(volume, model, arguments.sample), *loop_sam(volume, sam, points.zyx[0], arguments.sample)
-    dino, sam_plane, sam_prompt = (float(np.mean(pair)) for pair in zip(first, last, strict=True))
-    for name, pair in zip(("DINOv2 plane", "SAM plane", "SAM prompt"), zip(first, last, strict=True), strict=True):
+        last = loops()
+    squashed, alike, sam_plane, sam_prompt = (float(np.mean(pair)) for pair in zip(first, last, strict=True))
+    for name, *pair in zip(("DINOv2 plane", "same, our picture", "SAM plane", "SAM prompt"), first, last, strict=True):
         print(f"loop, seconds per {name}: {pair[0]:.3g} before, {pair[1]:.3g} after")
 
     rate, dino_flops, sam_flops = 0.0, 0.0, 0.0
@@ -243,11 +251,18 @@ def run(arguments: argparse.Namespace) -> tuple[list[Row], float]:
                     )
                 )
             )
-    planes = sum(volume.shape)
+    planes, cut, decoding = sum(volume.shape), encode.items * sam_plane, decodes * sam_prompt
     return [
-        Row(name="DINOv2 planes", count=planes, ours=encode_seconds, loop=planes * dino, flops=dino_flops),
-        Row(name="SAM planes", count=encode.items, ours=encode.seconds, loop=encode.items * sam_plane, flops=sam_flops),
-        Row(name="SAM prompts", count=decodes, ours=whole - encode.seconds, loop=decodes * sam_prompt),
+        Row(
+            name="DINOv2 planes",
+            count=planes,
+            ours=encode_seconds,
+            loop=planes * squashed,
+            loop_alike=planes * alike,
+            flops=dino_flops,
+        ),
+        Row(name="SAM planes", count=encode.items, ours=encode.seconds, loop=cut, loop_alike=cut, flops=sam_flops),
+        Row(name="SAM prompts", count=decodes, ours=whole - encode.seconds, loop=decoding, loop_alike=decoding),
     ], rate
 
 
@@ -267,12 +282,13 @@ def show(rows: Sequence[Row], rate: float, arguments: argparse.Namespace) -> Non
     shape = " x ".join(map(str, arguments.shape))
     print(f"{processor(device)}, torch {torch.__version__}, ours in {arguments.precision}, {arguments.padding} planes")
     print(f"SAM {arguments.sam}, DINOv2 {arguments.vit}; {shape} voxels, {arguments.proposals} proposals")
-    print(f"{'stage':<15}{'count':>8}{'ours s':>10}{'loop s':>10}{'ratio':>8}{'share of matrix rate':>24}")
+    print(f"{'stage':<15}{'count':>7}{'ours s':>9}{'loop s':>9}{'ratio':>8}{'our pictures':>14}  share of matrix rate")
     for row in rows:
         share = f"{row.flops / row.ours / rate:.0%} of {rate / 1e12:.3g} TFLOP/s" if rate and row.flops else ""
-        print(f"{row.name:<15}{row.count:>8}{row.ours:>10.1f}{row.loop:>10.1f}{row.loop / row.ours:>8.1f}{share:>24}")
-    ours, loop = (sum(getattr(row, name) for row in rows) for name in ("ours", "loop"))
-    print(f"{'all':<15}{'':>8}{ours:>10.1f}{loop:>10.1f}{loop / ours:>8.1f}")
+        ratios = f"{row.loop / row.ours:>8.1f}{row.loop_alike / row.ours:>14.1f}"
+        print(f"{row.name:<15}{row.count:>7}{row.ours:>9.1f}{row.loop:>9.1f}{ratios}  {share}")
+    ours, loop, alike = (sum(getattr(row, name) for row in rows) for name in ("ours", "loop", "loop_alike"))
+    print(f"{'all':<15}{'':>7}{ours:>9.1f}{loop:>9.1f}{loop / ours:>8.1f}{alike / ours:>14.1f}")
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     gpu = f", GPU {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else ""
     print(f"peak memory: host {host / 1e9:.1f} GB{gpu} (both the loop and ours)")

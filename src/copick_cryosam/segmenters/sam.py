@@ -16,6 +16,9 @@ from copick_cryosam.segmenters.sam_planes import SamPlanes
 
 __all__ = ["SamSegmenter", "load"]
 
+_CPU_PLANES, _CPU_PROMPTS = 1, 4
+"""The most that a CPU works on in one call: a larger batch falls out of its caches and is slower."""
+
 
 class SamSegmenter:
     """SAM behind the `PlaneSegmenter` protocol.
@@ -44,7 +47,8 @@ class SamSegmenter:
         self._device = device
         self._trunk = SamTrunk(sam, device, settings.precision, settings.compile)
         self._decoder = SamDecoder(self._trunk.sam, self._trunk.dtype)
-        self._batches = Batches(settings.encode_batch, "planes", "segmenter.encode_batch")
+        planes = min(settings.encode_batch, _CPU_PLANES) if device.type == "cpu" else settings.encode_batch
+        self._batches = Batches(planes, "planes", "segmenter.encode_batch")
         self._longest_side = settings.longest_side or self._trunk.img_size
         if self._longest_side > self._trunk.img_size:
             raise InputError(
@@ -75,8 +79,33 @@ class SamSegmenter:
         mask_prompts: Tensor | None,
     ) -> Decoded:
         """See `PlaneSegmenter.decode`; SAM has no presence head, so presence is 1."""
-        coordinates = embeddings.geometry.to_picture(points.to(self._device))
         prompts = None if mask_prompts is None else mask_prompts.to(self._device, torch.float32)
+        count = max(1, len(planes))
+        at_once = _CPU_PROMPTS if self._device.type == "cpu" else count
+        parts = [
+            self._decode(
+                embeddings,
+                planes[some],
+                points[some],
+                windows[some],
+                window,
+                None if prompts is None else prompts[some],
+            )
+            for some in (slice(start, start + at_once) for start in range(0, count, at_once))
+        ]
+        fields = ("logits", "iou", "presence", "prompt")
+        return Decoded(**{name: torch.cat([getattr(part, name) for part in parts]) for name in fields})
+
+    def _decode(
+        self,
+        embeddings: SamPlanes,
+        planes: Tensor,
+        points: Tensor,
+        windows: Tensor,
+        window: int,
+        prompts: Tensor | None,
+    ) -> Decoded:
+        coordinates = embeddings.geometry.to_picture(points.to(self._device))
         before = None if prompts is None else (prompts > 0) & embeddings.inside
         boxes = boxed = None
         if self._settings.box_prompt and before is not None:
