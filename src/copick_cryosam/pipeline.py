@@ -112,7 +112,9 @@ class CryoSAM:
             No such device, model or weights.
         """
         device = resolve_device(settings.device)
-        return cls(load_encoder(settings.encoder, device), load_segmenter(settings.segmenter, device), settings, device)
+        # The segmenter first: a missing file of SAM is told at once, while an encoder may be a long download.
+        segmenter = load_segmenter(settings.segmenter, device)
+        return cls(load_encoder(settings.encoder, device), segmenter, settings, device)
 
     @classmethod
     def from_preset(cls, name: str = "embedded", *, device: Device = "auto") -> CryoSAM:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 import time
 from collections.abc import Callable
@@ -11,6 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from copick_cryosam.foundation.catalogue import VARIABLE
+from copick_cryosam.foundation.sam_modules import official
 
 SEED = ("-i", "ribosome:curator/1", "--preset", "fake")
 
@@ -70,13 +75,13 @@ UNUSABLE: dict[str, tuple[Change, tuple[str, ...], str]] = {
     "tiny": (lambda p: with_noise(p, shape=(40, 64, 15)), ("-i", "gold:middle/1"), "expected at least 16 voxels"),
     "corrupt chunk": (lambda p: break_chunk(p), (), "run TS_001, tomogram wbp@10.0: expected readable chunks"),
     "wrong polarity": (lambda p: None, ("--polarity", "light"), "Use --polarity dark or --polarity auto"),
-    "unknown encoder": (lambda p: None, ("--encoder", "vit-z"), "expected one of embednet, fake, found 'vit-z'"),
+    "unknown encoder": (lambda p: None, ("--encoder", "vit-z"), "a folder, found 'vit-z'. Choose one of these"),
     "no picks asked for": (lambda p: None, ("--max-picks", "0"), "instances.max_picks"),
     "negative picks": (lambda p: None, ("--max-picks", "-3"), "instances.max_picks"),
     "picks in words": (lambda p: None, ("--max-picks", "many"), "'many' is not a valid integer"),
     "impossible precision": (lambda p: None, ("--min-precision", "2"), "instances.min_precision"),
     "precision that is no number": (lambda p: None, ("--min-precision", "nan"), "instances.min_precision"),
-    "unknown preset": (lambda p: None, ("--preset", "huge"), "'huge' is not 'embedded'"),
+    "unknown preset": (lambda p: None, ("--preset", "huge"), "'huge' is not one of 'embedded', 'foundation', 'paper'"),
     "missing settings": (lambda p: None, ("--settings", "/nowhere/settings.yaml"), "settings file"),
     "report nowhere": (lambda p: None, ("--report", "/nowhere/report.html"), "expected an existing folder"),
     "output without an object": (lambda p: None, ("-o", "virus:cryosam/1"), "expected a pickable object"),
@@ -125,7 +130,7 @@ def test_malformed_uri(ball_project: Any, option: str, uri: str) -> None:
         ("- 1", "expected a mapping"),
         ("instances: {max_picks: few}", "instances.max_picks"),
         ("segmenter: {iou_stop: .inf}", "segmenter.iou_stop"),
-        ("segmenter: {name: sam9}", "expected one of fake, promptnet, found 'sam9'"),
+        ("segmenter: {name: sam9}", ", found 'sam9'. Choose one of these segmenters"),
     ],
 )
 def test_settings_file(ball_project: Any, text: str, words: str) -> None:
@@ -133,6 +138,164 @@ def test_settings_file(ball_project: Any, text: str, words: str) -> None:
     path.write_text(text, encoding="utf-8")
     before = ball_project.listing()
     refused(ball_project, ball_project.pick("--settings", str(path)), words, before)
+
+
+class RunsCode:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.made),)
+
+
+@pytest.fixture(scope="module")
+def zeros(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SAM ViT-B of zeros: each tensor is one number repeated, so the file is small."""
+    with torch.device("meta"):
+        sam = official("build_sam").sam_model_registry["vit_b"]()
+    path = tmp_path_factory.mktemp("zeros") / "zeros.pth"
+    torch.save({key: torch.zeros(()).expand(value.shape) for key, value in sam.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def models(tmp_path: Path, zeros: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of models that cannot be used, and the current folder; CRYOSAM_CHECKPOINTS is not set."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    folder = tmp_path / "models"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    whole = zeros.read_bytes()
+    for name, content in {
+        "zeros.pth": whole,
+        "short.pth": whole[: len(whole) // 2],
+        "page.pth": b"<!DOCTYPE html><html>403 Forbidden</html>",
+        "empty.pth": b"",
+        "sam_vit_h_4b8939.pth": whole,
+        "encoder2048.yaml": b"encoder: {longest_side: 2048}",
+        "segmenter2048.yaml": b"segmenter: {longest_side: 2048}",
+        "vit_l.yaml": b"segmenter: {model: vit_l}",
+        "sam2.yaml": b"segmenter: {name: sam2}",
+    }.items():
+        (folder / name).write_bytes(content)
+    torch.save({"weight": torch.zeros(3), "more": RunsCode(folder / "made")}, folder / "code.pth")
+    torch.save({"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(3)}, folder / "mobile.pth")
+    for name, config in {
+        "nothing": None,
+        "bert": '{"model_type": "bert"}',
+        "no-weights": '{"model_type": "dinov2"}',
+        "pickled": '{"model_type": "dinov2"}',
+    }.items():
+        (folder / name).mkdir()
+        if config is not None:
+            (folder / name / "config.json").write_text(config, encoding="utf-8")
+    (folder / "pickled" / "pytorch_model.bin").write_bytes(b"x")
+    return folder
+
+
+def foundation(checkpoint: str, *more: str) -> tuple[str, ...]:
+    """The preset with a checkpoint, and an encoder that is part of the package."""
+    return ("--preset", "foundation", "--encoder", "embednet", "--sam-checkpoint", checkpoint, *more)
+
+
+MODELS: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "no checkpoint": (
+        ("--preset", "foundation"),
+        "expected sam_vit_h_4b8939.pth or sam_vit_l_0b3195.pth or sam_vit_b_01ec64.pth, found no folder",
+        "Download https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth (2.6 GB) and give it with "
+        "--sam-checkpoint",
+    ),
+    "no checkpoint of this type": (("--preset", "paper"), "expected sam_vit_h_4b8939.pth, found no folder", "Download"),
+    "no such file": (foundation("sam.pth"), "sam.pth, found no such file", "Check the path"),
+    "a folder": (foundation("nothing"), "expected a file, found a folder", "Give the file in it"),
+    "an empty file": (foundation("empty.pth"), "expected weights, found an empty file", "Download the file again"),
+    "cut short": (foundation("short.pth"), "bytes that end too early", "Download the file again"),
+    "a web page": (foundation("page.pth"), "expected a torch file, found a web page", "Download the file again"),
+    "code": (
+        foundation("code.pth"),
+        "mkdir; it is refused because it would run code, and nothing was run",
+        "Use the official file",
+    ),
+    "MobileSAM": (
+        foundation("mobile.pth"),
+        "expected the original SAM (vit_h, vit_l, vit_b), found MobileSAM",
+        "Use an official checkpoint",
+    ),
+    "an official name": (foundation("sam_vit_h_4b8939.pth"), "expected 2564550879 bytes, found", "Download https://"),
+    "another type": (
+        foundation("zeros.pth", "--settings", "vit_l.yaml"),
+        "expected SAM vit_l, found SAM vit_b",
+        "give the checkpoint of that model",
+    ),
+    "another type than the paper's": (
+        ("--preset", "paper", "--sam-checkpoint", "zeros.pth"),
+        "expected SAM vit_h, found SAM vit_b",
+        "give the checkpoint of that model",
+    ),
+    "a checkpoint for nobody": (
+        ("--preset", "embedded", "--sam-checkpoint", "zeros.pth"),
+        "expected a segmenter or an encoder that is sam, found promptnet and embednet",
+        "Add --preset foundation",
+    ),
+    "a checkpoint for SAM 2": (
+        foundation("zeros.pth", "--settings", "sam2.yaml"),
+        "expected a segmenter or an encoder that is sam, found sam2 and embednet",
+        "Leave --sam-checkpoint out, and choose SAM 2 with segmenter: {name: sam2, checkpoint: NAME}",
+    ),
+    "no such folder": (("--encoder", "./dino"), "expected the folder ./dino, found no such folder", "Check the path"),
+    "an empty folder": (
+        ("--encoder", "nothing"),
+        "expected a folder with config.json, found none in it",
+        "Give the folder of a transformer",
+    ),
+    "a file as a folder": (("--encoder", "./zeros.pth"), "safetensors, found a file", "Give the folder that holds it"),
+    "a language model": (
+        ("--encoder", "bert"),
+        "expected a model of type vit (DINO), dinov2 (DINOv2),",
+        "found bert. Use one of these",
+    ),
+    "no weights": (("--encoder", "no-weights"), "expected model.safetensors, found none", "Download it"),
+    "a pickle in a folder": (
+        ("--encoder", "pickled"),
+        "found only pickled weights (pytorch_model.bin)",
+        "Save it again",
+    ),
+    "a pickle at Hugging Face": (("--encoder", "dino-base"), "found only pickled weights", "Save it again"),
+    "no commit": (("--encoder", "someone/model"), "expected the commit of someone/model to use", "Set it to a commit"),
+    "more than the encoder was trained at": (
+        ("--preset", "embedded", "--encoder", "sam", "--sam-checkpoint", "zeros.pth", "--settings", "encoder2048.yaml"),
+        "encoder.longest_side: expected at most 1024, found 2048",
+        "Leave it out",
+    ),
+    "more than SAM was trained at": (
+        foundation("zeros.pth", "--settings", "segmenter2048.yaml"),
+        "setting segmenter.longest_side: ",
+        "found 2048. ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_refused_model(ball_project: Any, models: Path, case: str) -> None:
+    arguments, words, hint = MODELS[case]
+    before = ball_project.listing()
+    result = ball_project.pick(*arguments)
+    refused(ball_project, result, words, before)
+    (line,) = result.stderr.splitlines()
+    assert hint in line.split(words)[1]
+    assert not (models / "made").exists()
+
+
+def test_no_folder_of_checkpoints(ball_project: Any, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(models / "missing"))
+    before = ball_project.listing()
+    result = ball_project.pick("--preset", "foundation")
+    refused(ball_project, result, f"found none in {models / 'missing'} (no such folder). Download https://", before)
+    # A whole file that is only named as the official one is found there, and refused.
+    monkeypatch.setenv(VARIABLE, str(models))
+    refused(ball_project, ball_project.pick("--preset", "foundation"), "expected 2564550879 bytes, found", before)
 
 
 def test_no_config(ball_project: Any, copick_cli: Any) -> None:
@@ -143,8 +306,6 @@ def test_no_config(ball_project: Any, copick_cli: Any) -> None:
 
 
 def test_no_cuda(ball_project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     before = ball_project.listing()
     refused(ball_project, ball_project.pick("--device", "cuda"), "device: expected cuda, found none", before)
@@ -155,7 +316,7 @@ def test_missing_weights(ball_project: Any, monkeypatch: pytest.MonkeyPatch, tmp
 
     monkeypatch.setattr(weights, "files", lambda _: tmp_path)
     before = ball_project.listing()
-    refused(ball_project, ball_project.pick("--preset", "embedded"), "weights of embednet", before)
+    refused(ball_project, ball_project.pick("--preset", "embedded"), "weights of promptnet", before)
 
 
 def test_read_only_overlay(ball_project: Any) -> None:

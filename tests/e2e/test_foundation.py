@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from scipy import ndimage
 
-from copick_cryosam import CryoSAM
+from copick_cryosam import CryoSAM, pipeline
 from copick_cryosam import instances as selection
 from copick_cryosam.config import override, preset
+from copick_cryosam.errors import NotFoundError
 from copick_cryosam.foundation.catalogue import SAMS, VARIABLE
 from copick_cryosam.segmenters import cross_plane
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
@@ -43,7 +44,6 @@ SMALL: dict[str, dict[str, dict[str, object]]] = {
     "paper": {
         "segmenter": {"longest_side": 128, "extent": 0.7, "padding": "native", "model": "vit_b"},
         "encoder": {"longest_side": 140},
-        "matching": {"max_proposals": 8},
     },
 }
 """What is changed for speed."""
@@ -145,7 +145,9 @@ def test_foundation(project_on_disk: Any, copick_cli: Any, sam_file: Path, encod
     before = project_on_disk.files()
     planned = pick(*models, "--dry-run")
     assert planned.exit_code == 0, planned.output
-    assert f"Models: {encoder_folder} from {encoder_folder}, SAM vit_b from {sam_file} on cpu" in planned.output
+    assert f"Models: encoder {encoder_folder} from {encoder_folder}; segmenter SAM vit_b from {sam_file}; on cpu" in (
+        planned.output
+    )
     assert project_on_disk.files() == before
 
     done = pick(*models)
@@ -221,15 +223,13 @@ def distinct(instances: list[Instance]) -> int:
     return len(kept)
 
 
-def test_paper(
-    project_on_disk: Any, copick_cli: Any, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paper(project_on_disk: Any, copick_cli: Any, checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(checkpoints))
     pick = Picking(project_on_disk, copick_cli, "paper")
     sam, encoder = checkpoints / "sam_vit_b_01ec64.safetensors", checkpoints / "dinov2-reg-large"
     planned = pick("--dry-run")
     assert planned.exit_code == 0, planned.output
-    assert f"Models: dinov2-reg-large from {encoder}, SAM vit_b from {sam} on cpu" in planned.output
+    assert f"Models: encoder dinov2-reg-large from {encoder}; segmenter SAM vit_b from {sam}; on cpu" in planned.output
 
     seen = Segmented(monkeypatch)
     done = pick()
@@ -244,15 +244,25 @@ def test_paper(
     # The mask is the prompted part of the union of the three axes, and more than two of them agree on.
     assert all(mask.mask.sum() in component_sizes(cubes.any(0)) for cubes, mask in seen.fused)
     assert any((cubes.sum(0) >= 2).sum() < mask.mask.sum() for cubes, mask in seen.fused)
-    # The best K proposals are segmented, and every mask among them is a pick unless a better one lies there.
+    # Every proposal is segmented, also one that calibration would leave out (there are fewer than K), and every
+    # mask among them is a pick unless a better one lies there.
     (candidates,) = seen.candidates
-    assert len(candidates) == 8 < parameters["result"]["proposals"]
+    assert len(candidates) == parameters["result"]["proposals"] < parameters["settings"]["matching"]["max_proposals"]
+    assert min(one.expected_precision for one in candidates) < 0.5
     assert counts["picks"] == len(points) == distinct(candidates) > 1
     # A pick's score is its similarity x the confidence in its mask.
     (chosen,) = seen.picks
     np.testing.assert_allclose(scores, [one.similarity * one.confidence for one in chosen], atol=1e-5)
     assert (np.diff(scores) <= 0).all()
     assert labels.max() <= len(points)
+
+
+def test_a_missing_sam_is_told_before_an_encoder_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr(pipeline, "load_encoder", lambda *given: loaded.append(given))
+    with pytest.raises(NotFoundError, match="SAM checkpoint: expected"):
+        CryoSAM.from_preset("foundation", device="cpu")
+    assert not loaded
 
 
 def test_paper_keeps_every_size() -> None:

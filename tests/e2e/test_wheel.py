@@ -1,7 +1,7 @@
 """The wheel holds what it needs, and works where nothing of the source tree is.
 
-It is installed into an empty environment that borrows only the dependencies of the one that runs the tests,
-so nothing is downloaded.
+It is installed into an empty environment that borrows the dependencies of the one that runs the tests, without those
+of the extra `foundation`, as a plain ``pip install copick-cryosam`` leaves them out. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = [ROOT / "src/copick_cryosam/weights" / f"{name}.safetensors" for name in ("embednet", "promptnet")]
+
+EXTRA = ("transformers", "huggingface_hub", "tokenizers", "hf_xet")
+"""What the extra `foundation` adds."""
 
 pytestmark = pytest.mark.skipif(
     not all(path.is_file() for path in WEIGHTS), reason="the weights are not in this source tree"
@@ -37,6 +40,8 @@ nearest = min(np.linalg.norm(np.array(one.centroid_zyx) - (20, 16, 16)) for one 
 print(copick_cryosam.__file__, copick_cryosam.__version__, len(found), nearest < 6, sep="\\n")
 """
 
+COPICK = "import sys; from copick.cli.cli import main; sys.argv[0] = 'copick'; main()"
+
 
 class Installed:
     """The environment with the wheel, and a folder to work in that is far from the sources."""
@@ -49,24 +54,33 @@ class Installed:
         scripts = self.home / ("Scripts" if os.name == "nt" else "bin")
         self.python, self.command = scripts / "python", scripts / "copick-cryosam"
         site = self.run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        borrowed = folder / "borrowed"
+        borrowed.mkdir()
+        for place in Path(sysconfig.get_path("purelib")).iterdir():
+            if place.name.split("-")[0] not in ("copick_cryosam", *EXTRA):
+                (borrowed / place.name).symlink_to(place)
         # A folder named in a .pth file is searched, but the .pth file of an editable install in it is not read.
-        (Path(site) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        (Path(site) / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
         pip = (sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", "--no-deps", "--no-index")
         self.run(*pip, wheel)
 
     def run(self, *words: object) -> str:
         """Run a command in the far folder and return what it prints."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COPICK"))}
-        result = subprocess.run(
-            [str(word) for word in words], cwd=self.folder, env=clean, check=False, capture_output=True, text=True
-        )
+        result = self.start(*words)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
+    def start(self, *words: object) -> subprocess.CompletedProcess[str]:
+        """Run a command in the far folder, whatever comes of it."""
+        ours = ("PYTHON", "COPICK", "CRYOSAM")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        return subprocess.run(
+            [str(word) for word in words], cwd=self.folder, env=clean, check=False, capture_output=True, text=True
+        )
+
     def copick(self, *words: str) -> str:
         """The `copick` command of this environment."""
-        start = "import sys; from copick.cli.cli import main; sys.argv[0] = 'copick'; main()"
-        return self.run(self.python, "-c", start, *words)
+        return self.run(self.python, "-c", COPICK, *words)
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +137,22 @@ def test_info_finds_the_models_of_the_wheel(installed: Installed) -> None:
     info = installed.copick("cryosam", "info")
     assert str(ROOT) not in info
     assert "embednet" in info
+
+
+def test_foundation_models_say_what_to_install(installed: Installed) -> None:
+    info = installed.copick("cryosam", "info")
+    assert "transformers     not installed" in info
+    assert "none in its cache" in info
+    assert "dinov2-reg-large" in installed.copick("cryosam", "models")
+    (installed.folder / "config.json").write_text("{}", encoding="utf-8")
+    words = ("inference", "cryosam", "-c", "config.json", "-t", "wbp@10.0", "-i", "ribosome:curator/1")
+    for preset in ("foundation", "paper"):
+        before = set(installed.folder.iterdir())
+        result = installed.start(installed.python, "-c", COPICK, *words, "--preset", preset)
+        assert result.returncode == 1, result.stdout
+        (line,) = result.stderr.splitlines()
+        assert line == (
+            "Error: encoder dinov2-reg-large: expected the package transformers, found none. "
+            "pip install 'copick-cryosam[foundation]'"
+        )
+        assert set(installed.folder.iterdir()) == before

@@ -35,6 +35,20 @@ def test_commands_add_nothing_heavy_to_copick() -> None:
     assert "torch" not in after
 
 
+def test_embedded_models_need_no_foundation_models() -> None:
+    # transformers takes seconds to import, and is not part of a plain install.
+    code = (
+        "import numpy as np, copick_cryosam\n"
+        "volume = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)\n"
+        "volume[5:11, 5:11, 5:11] += 3\n"
+        "copick_cryosam.CryoSAM.from_preset('embedded', device='cpu').pick(volume, [[8, 8, 8]], 3)"
+    )
+    found = loaded_by(code)
+    assert "torch" in found
+    assert not found & {"transformers", "huggingface_hub", "segment_anything", "copick_cryosam_segment_anything"}
+    assert not found & {"copick", "zarr", "matplotlib", "dask"}
+
+
 @pytest.mark.parametrize("name", copick_cryosam.__all__)
 def test_public_names_are_there(name: str) -> None:
     assert getattr(copick_cryosam, name) is not None

@@ -53,18 +53,26 @@ class _PresetChoice(click.Choice[str]):
     "--preset",
     type=_PresetChoice(["embedded", "foundation", "paper"]),
     default="embedded",
-    help="Models and settings that go together: the package's own; SAM and DINOv2; the same as in the CryoSAM paper.",
+    help="Models and settings that go together: the package's own; SAM and DINOv2; the same as in the CryoSAM paper. "
+    "`copick cryosam models` says what to download for each.",
 )
-@optgroup.option("--settings", "settings_path", type=click.Path(), help="YAML file of settings.")
+@optgroup.option(
+    "--settings",
+    "settings_path",
+    type=click.Path(),
+    help="YAML file of settings, such as segmenter: {longest_side: 512}; a field that it leaves out is the preset's.",
+)
 @optgroup.option(
     "--sam-checkpoint",
     type=click.Path(),
-    help="Checkpoint of SAM.  [default: the largest in the folders of CRYOSAM_CHECKPOINTS]",
+    help="File of a SAM checkpoint, for every model that is SAM.  [default: the preset's type of SAM, or the largest, "
+    "in the folders of CRYOSAM_CHECKPOINTS]",
 )
 @optgroup.option(
     "--encoder",
     metavar="NAME|PATH",
-    help="Encoder: embednet, sam, or a vision transformer by name or folder.  [default: the preset's]",
+    help="Encoder: embednet, sam (of --sam-checkpoint), or a vision transformer by name or folder.  "
+    "[default: the preset's]",
 )
 @optgroup.option(
     "--matching", type=click.Choice(["exhaustive", "hierarchical"]), help="Matching strategy.  [default: the preset's]"
@@ -259,7 +267,10 @@ def _with_checkpoint(settings: Settings, path: str) -> Settings:
     if not users:
         raise InputError(
             f"--sam-checkpoint: expected a segmenter or an encoder that is sam, found {' and '.join(names.values())}",
-            hint="Add --preset foundation or --preset paper, or leave --sam-checkpoint out",
+            hint="Leave --sam-checkpoint out, and choose SAM 2 with segmenter: {name: sam2, checkpoint: NAME} in the "
+            "--settings file"
+            if names["segmenter"] == "sam2"
+            else "Add --preset foundation or --preset paper, or leave --sam-checkpoint out",
         )
     checkpoint = str(Path(path).expanduser().absolute())
     return override(settings, {role: {"checkpoint": checkpoint} for role in users})
@@ -281,7 +292,8 @@ def _print_plan(plan: Plan) -> None:
         )
     seeds = ", ".join(f"{count} in {run}" for run, count in plan.seeds.items())
     click.echo(f"Seeds: {seeds}")
-    click.echo(f"Models: {', '.join(plan.models.values())} on {plan.device}")
+    models = "; ".join(f"{role} {model}" for role, model in plan.models.items())
+    click.echo(f"Models: {models}; on {plan.device}")
     searched = f"Would search {len(plan.pending)} of {len(plan.runs)} runs"
     if plan.memory is None or plan.seconds is None:
         click.echo(f"{searched}; no estimate of memory and time for an encoder that is not in the catalogue")

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 __all__ = ["info"]
@@ -86,12 +88,20 @@ def _checkpoints() -> list[tuple[str, str]]:
     from copick_cryosam.foundation import catalogue
 
     folders = catalogue.checkpoint_folders()
-    sams = [f"SAM {kind}" for kind in catalogue.SAMS if catalogue.present_sam(kind)]
-    transformers = [name for name in catalogue.TRANSFORMERS if catalogue.find_transformer(name)]
+    found = [f"SAM {kind}" for kind in catalogue.SAMS if catalogue.present_sam(kind)]
+    found += [name for name in catalogue.SAM2S if catalogue.find_sam2(name)]
+    found += [name for name in catalogue.TRANSFORMERS if catalogue.find_transformer(name)]
+    entries = (*catalogue.SAM2S.values(), *catalogue.TRANSFORMERS.values())
+    cached = [entry.name for entry in entries if catalogue.cached_transformer(entry)]
     return [
-        ("folders", ", ".join(map(str, folders)) or f"none, {catalogue.VARIABLE} is not set"),
-        ("found", ", ".join([*sams, *transformers]) or "none; `copick cryosam models` says where to get them"),
+        ("folders", ", ".join(map(_existing, folders)) or f"none, {catalogue.VARIABLE} is not set"),
+        ("found", ", ".join(found) or "none; `copick cryosam models` says where to get them"),
+        ("Hugging Face", f"{', '.join(cached) or 'none'} in its cache"),
     ]
+
+
+def _existing(folder: Path) -> str:
+    return str(folder) if folder.is_dir() else f"{folder} (no such folder)"
 
 
 def _print(title: str, rows: list[tuple[str, str]]) -> None:

@@ -64,24 +64,45 @@ def models(check: bool) -> None:
     rows = [*_embedded(), *_sams(check), *_sam2s(check), *_transformers()]
     cells = [(row.name, row.role, _size(row.size), row.licence, row.found) for row in rows]
     _print_table("Models", [("name", "role", "size", "licence", "found here"), *cells])
+    _print_table("What a preset loads", _needed())
     _print_table("Where from", [(row.name, row.source) for row in rows])
     _print_table("SHA-256", [(row.name, row.sha256) for row in rows if row.sha256 is not None])
-    folders = ", ".join(map(str, checkpoint_folders())) or "not set"
+    named = [str(folder) if folder.is_dir() else f"{folder} (no such folder)" for folder in checkpoint_folders()]
+    folders = ", ".join(named) or "not set"
     click.echo(
         f"{VARIABLE}: {folders}\n\n"
         "How to get one\n"
-        f"  SAM           mkdir -p ~/checkpoints && export {VARIABLE}=~/checkpoints\n"
-        "                curl -L --output-dir ~/checkpoints -O ADDRESS, with the address above; or give the file\n"
-        "                with --sam-checkpoint\n"
-        "  SAM 2         as transformers; --settings with segmenter: {name: sam2, checkpoint: NAME}\n"
-        "  transformers  pip install 'copick-cryosam[foundation]'; they are fetched when first used, or for a machine\n"
-        "                without network: hf download REPOSITORY --revision COMMIT --local-dir ~/checkpoints/NAME\n"
-        "  DINOv3        accept its licence on the repository's page first, then hf auth login\n"
-        "  (pickled)     refused, as a pickle can run code; where you trust it, save it again with transformers:\n"
-        "                AutoModel.from_pretrained(REPOSITORY).save_pretrained(NEW_FOLDER)"
+        "  SAM           mkdir -p ~/checkpoints\n"
+        f"                export {VARIABLE}=~/checkpoints\n"
+        "                curl -L --output-dir ~/checkpoints -O ADDRESS\n"
+        "                with the address above; or give the file with --sam-checkpoint\n"
+        "  SAM 2         as transformers, below; chosen in a --settings file:\n"
+        "                segmenter: {name: sam2, checkpoint: NAME}\n"
+        "  transformers  pip install 'copick-cryosam[foundation]'\n"
+        "                They are downloaded when first used. Where there is no network:\n"
+        "                hf download REPOSITORY --revision COMMIT \\\n"
+        "                  --local-dir ~/checkpoints/NAME\n"
+        "  DINOv3        accept its licence on the repository's page, then hf auth login\n"
+        "  (pickled)     refused, as a pickle can run code; where you trust it, save it\n"
+        "                again with transformers:\n"
+        "                AutoModel.from_pretrained(REPOSITORY).save_pretrained(FOLDER)"
     )
     if check and any(row.wrong for row in rows):
         raise click.exceptions.Exit(1)
+
+
+def _needed() -> list[tuple[str, str, str]]:
+    """Each preset that users choose, its encoder and its segmenter."""
+    from copick_cryosam.config import PRESETS
+
+    def segmenter(name: str, model: str | None) -> str:
+        return (f"SAM {model}" if model else "the largest SAM found") if name == "sam" else name
+
+    return [
+        (f"--preset {name}", settings.encoder.name, segmenter(settings.segmenter.name, settings.segmenter.model))
+        for name, settings in PRESETS.items()
+        if name != "fake"
+    ]
 
 
 def _embedded() -> Iterable[_Row]:

@@ -27,7 +27,7 @@ from copick_cryosam.compute.outcomes import Task
 __all__ = ["Display"]
 
 _TASKS = {"seeds": "reading seeds", "search": "searching"}
-_STAGES = {"read": "planes read", "encode": "blocks encoded", "segment": "walks segmented"}
+_STAGES = {"read": "planes read", "encode": "blocks or planes encoded", "segment": "walks segmented"}
 
 
 class _Rate(ProgressColumn):
