@@ -56,16 +56,16 @@ def calibrate(proposals: Proposals, seed_scores: FloatArray, min_precision: floa
     ----------
     proposals : best first
     seed_scores : scores of the seeds against the query, shape (M,), M >= 1
-    min_precision : keep those of at least this expected precision; None: maximise the expected F1
+    min_precision : keep those of at least this expected precision, 0 all; None: maximise the expected F1
 
     Raises
     ------
     DataError
-        A precision is asked for and there are too few proposals to tell it.
+        A precision over 0 is asked for and there are too few proposals to tell it.
     """
     scores = proposals.score
     if len(scores) < MIN_PROPOSALS:
-        if min_precision is not None and len(scores):
+        if min_precision and len(scores):
             raise DataError(
                 f"min_precision: expected at least {MIN_PROPOSALS} proposals to calibrate, found {len(scores)}",
                 hint="Leave --min-precision out, or limit the picks by --max-picks",

@@ -254,8 +254,20 @@ def override(base: Settings, values: dict[str, object]) -> Settings:
         field = ".".join(str(part) for part in first["loc"])
         raise InputError(
             f"setting {field}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}",
-            hint="See `copick inference cryosam --help` for the settings",
+            hint=f"Known here: {', '.join(_known(first['loc']))}"
+            if first["type"] == "extra_forbidden"
+            else "Give a value that fits; the README has an example of a settings file",
         ) from None
+
+
+def _known(where: tuple[int | str, ...]) -> list[str]:
+    """The names of the settings beside the one at `where`."""
+    model: type[BaseModel] = Settings
+    for part in where[:-1]:
+        found = model.model_fields[str(part)].annotation
+        assert isinstance(found, type)
+        model = found
+    return list(model.model_fields)
 
 
 def _merge(base: dict[str, object], values: dict[str, object]) -> dict[str, object]:

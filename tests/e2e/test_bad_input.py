@@ -227,12 +227,12 @@ MODELS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "another type": (
         foundation("zeros.pth", "--settings", "vit_l.yaml"),
         "expected SAM vit_l, found SAM vit_b",
-        "give the checkpoint of that model",
+        "Give the checkpoint of SAM",
     ),
     "another type than the paper's": (
         ("--preset", "paper", "--sam-checkpoint", "zeros.pth"),
         "expected SAM vit_h, found SAM vit_b",
-        "give the checkpoint of that model",
+        "Give the checkpoint of SAM",
     ),
     "a checkpoint for nobody": (
         ("--preset", "embedded", "--sam-checkpoint", "zeros.pth"),

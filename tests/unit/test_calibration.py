@@ -129,3 +129,11 @@ def test_the_best_expected_f1_against_all_cuts():
         assert expected_f1_optimum(precision) == int(np.argmax(expected)) + 1
     assert expected_f1_optimum(np.zeros(0)) == 0
     assert expected_f1_optimum(np.zeros(5)) == 0
+
+
+def test_keeping_all_needs_no_calibration():
+    """The published method keeps every proposal, however few there are."""
+    few = proposals(np.linspace(0.9, 0.5, 3))
+    assert calibrate(few, np.array([0.9]), 0.0).kept == 3
+    with pytest.raises(DataError, match="expected at least"):
+        calibrate(few, np.array([0.9]), 0.5)

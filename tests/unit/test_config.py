@@ -97,3 +97,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_settings_survive_a_round_trip() -> None:
     changed = override(Settings(), {"instances": {"size_range": (0.5, 2.0)}, "matching": {"ratios": (8, 4)}})
     assert Settings.model_validate_json(changed.model_dump_json()) == changed
+
+
+def test_an_unknown_setting_is_answered_with_the_known_ones():
+    with pytest.raises(InputError, match=r"setting segmenter\.bach: .*Known here: name, .*batch"):
+        override(preset("embedded"), {"segmenter": {"bach": 4}})
+    with pytest.raises(InputError, match=r"setting segmentor: .*Known here: preset, encoder, segmenter"):
+        override(preset("embedded"), {"segmentor": {}})

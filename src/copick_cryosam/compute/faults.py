@@ -50,8 +50,14 @@ def detached(error: CryosamError) -> CryosamError:
 
 def _out_of_memory(run: str, settings: Settings, which: str) -> DeviceError:
     cpu = " or use --device cpu" if which != "memory" else " or give the process more memory"
+    encoder = settings.encoder
+    # embednet works on blocks, vision transformers on planes
+    block = (
+        f"encoder.tile (now {encoder.tile})"
+        if encoder.name in ("embednet", "fake")
+        else f"encoder.batch (now {encoder.batch}), set encoder.longest_side to less"
+    )
     return DeviceError(
         f"run {run}: expected enough {which} for the tomogram, found none left",
-        hint=f"Halve segmenter.batch (now {settings.segmenter.batch}) and encoder.tile (now {settings.encoder.tile}) "
-        f"in a --settings file,{cpu}",
+        hint=f"Halve segmenter.batch (now {settings.segmenter.batch}) and {block} in a --settings file,{cpu}",
     )

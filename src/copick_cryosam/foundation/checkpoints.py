@@ -160,7 +160,7 @@ def _read(path: str | Path | None, model: str | None) -> tuple[Path, SamKind, di
     if model not in (None, kind):
         raise DataError(
             f"checkpoint {found}: expected SAM {model}, found SAM {kind}",
-            hint="Leave segmenter.model out, or give the checkpoint of that model",
+            hint=f"Give the checkpoint of SAM {model}, or set segmenter: {{model: {kind}}} in a --settings file",
         )
     return found, kind, state
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def model_folder(
     if place.exists():
         raise DataError(
             f"{role.setting} {name}: expected a folder with config.json and {_WEIGHTS}, found a file",
-            hint="Give the folder that holds it",
+            hint="Give the folder that holds it; a SAM checkpoint is --encoder sam with --sam-checkpoint FILE",
         )
     found = find(name) if revision is None else None
     if found is not None:
@@ -112,7 +113,8 @@ def _from_hub(name: str, entry: HubEntry | None, revision: str | None, role: Rol
     # what the connection raises has a class of its own, and which one depends on the version
     failures = (OSError, ValueError, getattr(errors, "HTTPError", OSError))
     try:
-        return Path(snapshot_download(hub_id, revision=commit, allow_patterns=_WANTED))
+        with _one_message():
+            return Path(snapshot_download(hub_id, revision=commit, allow_patterns=_WANTED))
     except failures as error:
         folders = ", ".join(map(str, checkpoint_folders())) or f"no folder, as {VARIABLE} is not set"
         gated = " after accepting its licence there" if entry is not None and entry.gated else ""
@@ -267,6 +269,18 @@ def _not_installed(package: str) -> NotFoundError:
     return NotFoundError(
         f"{package}: expected the package, found none", hint='pip install "copick-cryosam[foundation]"'
     )
+
+
+@contextmanager
+def _one_message() -> Iterator[None]:
+    """Without the warnings of huggingface_hub for each file and each try: a failure is told once, by our error."""
+    hub = logging.getLogger("huggingface_hub")
+    before = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub.setLevel(before)
 
 
 def _reason(error: BaseException) -> str:
