@@ -63,7 +63,16 @@ def _small(monkeypatch):
 
 def arguments(pool: Path, out: Path, steps: int = 2) -> Namespace:
     return Namespace(
-        pool=pool, out=out, steps=steps, rate=2e-3, heads_weight=2.0, crop=(32, 32, 32), seed=3, threads=1, bf16=False
+        pool=pool,
+        out=out,
+        init=None,
+        steps=steps,
+        rate=2e-3,
+        heads_weight=2.0,
+        crop=(32, 32, 32),
+        seed=3,
+        threads=1,
+        bf16=False,
     )
 
 
@@ -101,6 +110,20 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name, pool, tmp_p
         for key, value in whole[part].items():
             assert torch.equal(value, resumed[part][key]), (part, key)
     assert not list((tmp_path / "broken").glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", sorted(TRAININGS))
+def test_a_training_can_start_from_averaged_weights(name, pool, tmp_path):
+    training = TRAININGS[name]
+    training.train(arguments(pool, tmp_path / "first"))
+    further = arguments(pool, tmp_path / "further", steps=1)
+    further.init, further.rate = tmp_path / "first" / "checkpoint.pt", 0.0
+    training.train(further)
+    for (key, before), after in zip(
+        checkpoint(tmp_path / "first")["average"].items(), checkpoint(tmp_path / "further")["net"].values(), strict=True
+    ):
+        if "running_" not in key and "num_batches" not in key:
+            assert torch.equal(before, after), key
 
 
 @pytest.mark.parametrize("name", sorted(TRAININGS))
