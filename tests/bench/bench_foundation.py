@@ -197,6 +197,8 @@ def run(arguments: argparse.Namespace) -> tuple[list[Row], float]:
         return squashed, alike, *loop_sam(volume, sam, points.zyx[0], arguments.sample)
 
     with torch.inference_mode():
+        loop_dino(volume, model, 1, squashed=True)
+        loop_sam(volume, sam, points.zyx[0], 1)
         first = loops()
 
     settings = EncoderSettings(batch=arguments.batch, precision=arguments.precision, compile=arguments.compile)
@@ -220,6 +222,8 @@ def run(arguments: argparse.Namespace) -> tuple[list[Row], float]:
         compile=arguments.compile,
     )
     segmenter = SamSegmenter(sam, "random", stop, device)
+    half = SegmenterSettings.model_validate({**stop.model_dump(), "extent": 0.1})
+    segment(volume, VoxelPoints(points.zyx[:1]), arguments.radius, segmenter, half, sure=True)  # as warm as the loop
     encode = segmenter._trunk.encode = Counted(segmenter._trunk.encode)  # type: ignore[method-assign]
     masks = []
     whole = timed(device, lambda: masks.extend(segment(volume, points, arguments.radius, segmenter, stop, sure=True)))
