@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -140,3 +141,14 @@ def tiny_transformers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         for kind, config in configs.items():
             transformers.AutoModel.from_config(config).save_pretrained(folder / kind)
     return {kind: folder / kind for kind in configs}
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch with one thread: busy test workers with a pool each would only get in each other's way."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

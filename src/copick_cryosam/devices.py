@@ -1,10 +1,10 @@
-"""Which device computes; never another one than was asked for."""
+"""Which device computes, and how exactly; never another one than was asked for."""
 
 from __future__ import annotations
 
 import torch
 
-from copick_cryosam.config import Device
+from copick_cryosam.config import Device, Precision
 from copick_cryosam.errors import DeviceError
 
 
@@ -23,3 +23,9 @@ def resolve_device(name: Device) -> torch.device:
             f"device: expected cuda, found none ({reason})", hint="Use --device cpu, or install a CUDA build of torch"
         )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """float32 or bfloat16; `auto` is bfloat16 on the GPUs that have it. Older ones emulate it, which is slower."""
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and able) else torch.float32

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
-from torch import Tensor
 
 from copick_cryosam.config import MatchingSettings
+from copick_cryosam.encoders.whitening import inverse_root
 from copick_cryosam.errors import InputError
 from copick_cryosam.features import CellGrid, DenseFeatures, Features
 from copick_cryosam.suppression import survivors
@@ -55,17 +55,9 @@ def whiten_dense(features: Features, settings: MatchingSettings) -> None:
         centred = (slab.float().reshape(channels, -1) - mean for slab in slabs)
         covariance = torch.stack([(part @ part.T).double() for part in centred]).sum(0) / cells
         spherical = covariance.trace() / channels * torch.eye(channels, dtype=covariance.dtype, device=values.device)
-        root = _inverse_root((1 - WHITENING_SHRINKAGE) * covariance + WHITENING_SHRINKAGE * spherical)
+        root = inverse_root((1 - WHITENING_SHRINKAGE) * covariance + WHITENING_SHRINKAGE * spherical)
     for slab in slabs:
         slab.copy_((root @ (slab.float().reshape(channels, -1) - mean)).reshape(slab.shape))
-
-
-def _inverse_root(covariance: Tensor) -> Tensor:
-    variances, directions = torch.linalg.eigh(covariance)
-    # a constant tomogram has no variance; it is left at 0, not blown up
-    scale = torch.where(variances > 1e-12, variances.clamp(min=1e-12).rsqrt(), torch.zeros_like(variances))
-    root: Tensor = (directions * scale) @ directions.T
-    return root.float()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import resource
 import sys
 import time
@@ -34,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench_embedded import processor
 from transformers import Dinov2Config, Dinov2Model
 
 from copick_cryosam.config import EncoderSettings, SegmenterSettings
@@ -270,21 +270,18 @@ def run(arguments: argparse.Namespace) -> tuple[list[Row], float]:
     ], rate
 
 
-def processor(device: torch.device) -> str:
+def computes(device: torch.device) -> str:
     """The name of what computes."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.machine())}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def show(rows: Sequence[Row], rate: float, arguments: argparse.Namespace) -> None:
     """The table, the hardware and the memory."""
     device = torch.device(arguments.device)
     shape = " x ".join(map(str, arguments.shape))
-    print(f"{processor(device)}, torch {torch.__version__}, ours in {arguments.precision}, {arguments.padding} planes")
+    print(f"{computes(device)}, torch {torch.__version__}, ours in {arguments.precision}, {arguments.padding} planes")
     print(f"SAM {arguments.sam}, DINOv2 {arguments.vit}; {shape} voxels, {arguments.proposals} proposals")
     print(f"{'stage':<15}{'count':>7}{'ours s':>9}{'loop s':>9}{'ratio':>8}{'our pictures':>14}  share of matrix rate")
     for row in rows:

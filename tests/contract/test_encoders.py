@@ -29,12 +29,7 @@ CENTRES = ((24, 30, 32), (5, 6, 50), (42, 52, 6))
 """In the middle, and one radius from the edges."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TRANSFORMERS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")

@@ -24,12 +24,7 @@ UNTRAINED = ("sam", "sam2")
 """Their weights are a download; here they are random, and everything but finding things is asked of them."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def load(name: str, official_sam: ModuleType, random_sam2: ModuleType) -> PlaneSegmenter:

@@ -50,12 +50,7 @@ SMALL: dict[str, dict[str, dict[str, object]]] = {
 FACES = ndimage.generate_binary_structure(3, 1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -44,12 +44,7 @@ def phantom(sign: float = -1.0, centres=CENTRES, seed: int = 0, offset: float = 
     return (17 * values + offset).astype(np.float32)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

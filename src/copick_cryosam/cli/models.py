@@ -126,6 +126,16 @@ def _embedded() -> Iterable[_Row]:
         )
 
 
+def _compared(shown: Path, weights: Path, expected: str) -> tuple[str, bool]:
+    """Where a model was found, with what its SHA-256 says, and whether that is wrong."""
+    from copick_cryosam.foundation.checkpoints import file_sha256
+
+    digest = file_sha256(weights)
+    if digest != expected:
+        return f"{shown}: another SHA-256, {digest}", True
+    return f"{shown}, SHA-256 agrees", False
+
+
 def _sams(check: bool) -> Iterable[_Row]:
     from copick_cryosam.foundation.catalogue import SAMS, SamEntry, present_sam
 
@@ -139,12 +149,7 @@ def _sams(check: bool) -> Iterable[_Row]:
             return f"{path}: expected {entry.size} bytes, found {size}", True
         if not check:
             return str(path), False
-        from copick_cryosam.foundation.checkpoints import file_sha256
-
-        digest = file_sha256(path)
-        if digest != entry.sha256:
-            return f"{path}: another SHA-256, {digest}", True
-        return f"{path}, SHA-256 agrees", False
+        return _compared(path, path, entry.sha256)
 
     for kind, entry in SAMS.items():
         found, wrong = state(present_sam(kind), entry)
@@ -169,12 +174,7 @@ def _sam2s(check: bool) -> Iterable[_Row]:
         weights = folder / entry.weights
         if not check or not weights.is_file():
             return str(folder), False
-        from copick_cryosam.foundation.checkpoints import file_sha256
-
-        digest = file_sha256(weights)
-        if digest != entry.sha256:
-            return f"{folder}: another SHA-256, {digest}", True
-        return f"{folder}, SHA-256 agrees", False
+        return _compared(folder, weights, entry.sha256)
 
     for name, entry in SAM2S.items():
         found, wrong = state(find_sam2(name), entry)

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from copick_cryosam.config import Precision
+from copick_cryosam.devices import compute_dtype
+from copick_cryosam.foundation.pictures import IMAGENET_MEAN, IMAGENET_STD
 from copick_cryosam.foundation.transformer import LoadedTransformer
 
 __all__ = ["TransformerTrunk"]
-
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
-"""ImageNet's colours, which all of these models were trained with."""
 
 
 class TransformerTrunk:
@@ -35,14 +33,14 @@ class TransformerTrunk:
         self.patch, self.channels = loaded.patch, loaded.channels
         self._prefix = loaded.prefix
         self._device = device
-        # older GPUs emulate bf16, which is slower than float32
-        able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        self._half = precision == "bf16" or (precision == "auto" and able)
+        self._half = compute_dtype(precision, device) == torch.bfloat16
         model: Any = loaded.model.to(device)
         # the others always interpolate
         self._options = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
         self._model = torch.compile(model, dynamic=False) if compile else model
-        self._mean, self._std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (_MEAN, _STD))
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
 
     def picture_shape(self, plane: tuple[int, int], longest_side: int | None) -> tuple[int, int]:
         """Pixels of a plane's picture: its own aspect, rounded to whole patches, at least one on each side.

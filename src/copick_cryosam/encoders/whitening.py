@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["whiten"]
+__all__ = ["inverse_root", "whiten"]
 
 _SAMPLES = 50_000
 _CHUNK = 1 << 24
@@ -32,7 +32,7 @@ def whiten(tokens: Tensor, how: Literal["none", "mean", "full"]) -> None:
     for part in torch.split(tokens, planes):
         mean += part.float().sum((0, 1, 2)).double()
     mean /= tokens[..., 0].numel()
-    whitening = _inverse_root(shrunk_covariance(_sample(tokens) - mean.float())) if how == "full" else None
+    whitening = inverse_root(shrunk_covariance(_sample(tokens) - mean.float())) if how == "full" else None
     for part in torch.split(tokens, planes):
         centred = part.float() - mean.float()
         part.copy_(centred if whitening is None else centred @ whitening)
@@ -56,7 +56,8 @@ def shrunk_covariance(centred: Tensor) -> Tensor:
     return shrinkage * target + (1 - shrinkage) * covariance
 
 
-def _inverse_root(covariance: Tensor) -> Tensor:
+def inverse_root(covariance: Tensor) -> Tensor:
+    """Symmetric inverse square root of a covariance, float32, shape (C, C)."""
     values, vectors = torch.linalg.eigh(covariance)
     # directions without any variance (a constant view) are left at 0, not blown up
     least = 1e-9 * values.max().clamp(min=1e-9)

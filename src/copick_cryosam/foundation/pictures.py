@@ -13,10 +13,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from copick_cryosam.errors import InputError
 from copick_cryosam.types import Slices3, Volume
 
-__all__ = ["Intensities", "planes_of", "resize", "scaled_shape"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Intensities", "in_colours", "planes_of", "resize", "scaled_shape"]
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Red, green and blue, 0 to 1, of what the foundation models were trained with."""
 _PERCENTILES = (0.5, 99.5)
 _SAMPLES = 1_000_000
 
@@ -72,3 +76,23 @@ def resize(planes: Tensor, shape: tuple[int, int]) -> Tensor:
     if tuple(planes.shape[1:]) == shape:
         return planes
     return F.interpolate(planes[:, None], size=shape, mode="bilinear", align_corners=False, antialias=True)[:, 0]
+
+
+def in_colours(pictures: Tensor, largest: int) -> Tensor:
+    """Pictures (N, h, w) or (N, 3, h, w) as red, green and blue, (N, 3, h, w); grey ones are repeated.
+
+    Raises
+    ------
+    InputError
+        They are larger than `largest` pixels, or have a number of channels other than 3.
+    """
+    if pictures.ndim == 3:
+        pictures = pictures[:, None].expand(-1, 3, -1, -1)
+    _, colours, height, width = pictures.shape
+    if colours != 3 or max(height, width) > largest:
+        raise InputError(
+            f"pictures: expected 3 channels and at most {largest} x {largest} pixels, "
+            f"found {colours} and {height} x {width}",
+            hint="Set longest_side to what the checkpoint was trained at, or less",
+        )
+    return pictures

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copick_cryosam.config import Precision
-from copick_cryosam.errors import InputError
+from copick_cryosam.devices import compute_dtype
+from copick_cryosam.foundation.pictures import in_colours
 
 __all__ = ["Padding", "SamTrunk", "padded_shape"]
 
@@ -53,7 +54,7 @@ class SamTrunk:
         self.img_size = int(encoder.img_size)
         self.patch = int(encoder.patch_embed.proj.kernel_size[0])
         self.channels = int(encoder.neck[0].out_channels)
-        self.dtype = _dtype(precision, device)
+        self.dtype = compute_dtype(precision, device)
         self._encoder = encoder
         self._compiled = compile
         self._forward = torch.compile(self._embeddings, dynamic=False) if compile else self._embeddings
@@ -74,15 +75,8 @@ class SamTrunk:
         InputError
             The pictures are larger than `img_size`, or have a number of channels other than 3.
         """
-        if pictures.ndim == 3:
-            pictures = pictures[:, None].expand(-1, 3, -1, -1)
-        count, colours, height, width = pictures.shape
-        if colours != 3 or max(height, width) > self.img_size:
-            raise InputError(
-                f"pictures: expected 3 channels and at most {self.img_size} x {self.img_size} pixels, "
-                f"found {colours} and {height} x {width}",
-                hint="Set longest_side to what the checkpoint was trained at, or less",
-            )
+        pictures = in_colours(pictures, self.img_size)
+        count, _, height, width = pictures.shape
         normalised = (pictures.to(self.device, torch.float32) * 255 - self.sam.pixel_mean) / self.sam.pixel_std
         rows, columns = padded_shape((height, width), self.img_size, self.patch, padding)
         filling = max(0, (batch or 0) - count) if self._compiled else 0
@@ -112,14 +106,6 @@ def padded_shape(shape: tuple[int, int], img_size: int, patch: int, padding: Pad
         return img_size, img_size
     rows, columns = (-(-side // patch) * patch for side in shape)
     return rows, columns
-
-
-def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    if precision == "auto":
-        # Older GPUs emulate bf16, which is slower than fp32.
-        fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def _block(block: Any, x: Tensor) -> Tensor:

@@ -13,13 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copick_cryosam.config import Precision
-from copick_cryosam.errors import InputError
+from copick_cryosam.devices import compute_dtype
+from copick_cryosam.foundation.pictures import IMAGENET_MEAN, IMAGENET_STD, in_colours
 
 __all__ = ["Sam2Trunk"]
-
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
-"""ImageNet's colours, which SAM 2 was trained with."""
 
 
 class Sam2Trunk:
@@ -53,14 +50,13 @@ class Sam2Trunk:
         # the finest is as wide as the low-resolution masks, four to a coarsest feature
         edges = [self.img_size // self.patch * times for times in (4, 2, 1)]
         self.levels = [(depth, edge, edge) for depth, edge in zip(channels, edges, strict=True)]
-        # older GPUs emulate bf16, which is slower than float32
-        able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        half = precision == "bf16" or (precision == "auto" and able)
-        self.dtype = torch.bfloat16 if half else torch.float32
+        self.dtype = compute_dtype(precision, device)
         self._compiled = compile
         features = transformers.get_image_embeddings
         self._forward = torch.compile(features, dynamic=False) if compile else features
-        self._mean, self._std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (_MEAN, _STD))
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
 
     @torch.inference_mode()
     def encode(self, pictures: Tensor, padding: str = "square", batch: int | None = None) -> Tensor:
@@ -78,15 +74,8 @@ class Sam2Trunk:
         InputError
             The pictures are larger than `img_size`, or have a number of channels other than 3.
         """
-        if pictures.ndim == 3:
-            pictures = pictures[:, None].expand(-1, 3, -1, -1)
-        count, colours, height, width = pictures.shape
-        if colours != 3 or max(height, width) > self.img_size:
-            raise InputError(
-                f"pictures: expected 3 channels and at most {self.img_size} x {self.img_size} pixels, "
-                f"found {colours} and {height} x {width}",
-                hint="Set longest_side to what the checkpoint was trained at, or less",
-            )
+        pictures = in_colours(pictures, self.img_size)
+        count, _, height, width = pictures.shape
         normalised = (pictures.to(self.device, torch.float32) - self._mean) / self._std
         filling = max(0, (batch or 0) - count) if self._compiled else 0
         normalised = F.pad(normalised, (0, self.img_size - width, 0, self.img_size - height, 0, 0, 0, filling))

@@ -27,12 +27,7 @@ PREFIXES = {"vit": 1, "dinov2": 1, "dinov2_with_registers": 5, "dinov3_vit": 4}
 SHAPE = (9, 45, 66)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def noise(shape=SHAPE, seed=0) -> np.ndarray:

@@ -19,12 +19,7 @@ from copick_cryosam.types import VoxelPoints
 FAKE = SegmenterSettings(name="fake")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass

@@ -31,12 +31,7 @@ CLOSE = 1e-5
 """Of the logits' range; the chains below are up to four planes long, each prompted by the mask before."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

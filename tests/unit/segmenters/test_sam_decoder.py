@@ -14,12 +14,7 @@ BOXES = torch.tensor([[0.0, 0.0, 50.0, 40.0]] * NUMBER) + 3 * torch.arange(NUMBE
 BOXED = torch.tensor([True, False, True, True, False])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
