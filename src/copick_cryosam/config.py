@@ -142,6 +142,19 @@ class MatchingSettings(_Settings):
     nms_radius: float = Field(1.0, gt=0, le=4, description="radius of non-maximum suppression, in object radii")
 
 
+class AlignmentSettings(_Settings):
+    """The second look: how candidates are turned against the seeds."""
+
+    rotations: int = Field(1500, ge=24, le=100_000, description="orientations tried, spread evenly")
+    limit: float = Field(6.0, ge=2, le=12, description="highest frequency compared, cycles per box of 3.2 radii")
+    shift: int = Field(1, ge=0, le=3, description="shifts tried along each axis, samples of 0.128 radii")
+    candidates: int = Field(300, ge=8, description="the best proposals of a tomogram that are looked at again")
+    tilt_range: tuple[float, float] | None = Field(
+        None, description="degrees, least and greatest; none: estimated from the tomogram's power spectrum"
+    )
+    tilt_axis: Literal["y", "x"] | None = Field(None, description="none: estimated like tilt_range")
+
+
 class InstanceSettings(_Settings):
     """Which segmented instances are kept."""
 
@@ -174,6 +187,7 @@ class Settings(_Settings):
     encoder: EncoderSettings = EncoderSettings()
     segmenter: SegmenterSettings = SegmenterSettings()
     matching: MatchingSettings = MatchingSettings()
+    alignment: AlignmentSettings = AlignmentSettings()
     instances: InstanceSettings = InstanceSettings()
     polarity: Polarity = "auto"
     device: Device = "auto"

@@ -1,0 +1,170 @@
+"""What speaks for a candidate being a particle like the seeds: one row of numbers each.
+
+The similarity of CryoSAM (eq. 6) is one column; others say how the candidate's middle, wall and surroundings
+compare with the seeds', whether it looks like the other good candidates, how well it can be turned into the seeds
+(`alignment`), and how all of that lies among the candidates of the same tomogram. `ranker` makes a probability of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from copick_cryosam.features import DenseFeatures
+from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
+
+REGIONS = (0.4, 0.75, 1.05, 1.45)
+"""Radii, in the object's, of the spheres on which a particle is looked at: middle, body, rim, surroundings."""
+_DIRECTIONS = 32
+_BEST = 5
+"""Candidates that stand for what a good one looks like."""
+_LIMIT = 0.995
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Surfaces:
+    """What lies on the spheres of `REGIONS` around points.
+
+    Attributes
+    ----------
+    features : mean feature, unit length, shape (N, 4, C)
+    foreground : mean probability of belonging to any particle, shape (N, 4)
+    density : mean of the standardised tomogram, shape (N, 4)
+    centre : probability of being a centre, at the point, shape (N,)
+    """
+
+    features: NDArray[np.float32]
+    foreground: FloatArray
+    density: FloatArray
+    centre: FloatArray
+
+    def mean(self) -> Surfaces:
+        """The mean over all points, as one point."""
+        features = self.features.mean(axis=0, keepdims=True)
+        return Surfaces(
+            features=features / np.maximum(np.linalg.norm(features, axis=2, keepdims=True), 1e-6),
+            foreground=self.foreground.mean(axis=0, keepdims=True),
+            density=self.density.mean(axis=0, keepdims=True),
+            centre=self.centre.mean(axis=0, keepdims=True),
+        )
+
+
+def surfaces(volume: NDArray[np.float32], features: DenseFeatures, points: VoxelPoints, radius_vox: float) -> Surfaces:
+    """Look at the spheres around points; what lies outside the tomogram is its nearest edge.
+
+    Raises
+    ------
+    ValueError
+        The features know no foreground and no centres.
+    """
+    if features.foreground is None or features.centre is None:
+        raise ValueError("surfaces: expected features with foreground and centre maps, found none")
+    offsets = np.stack([radius * radius_vox * _directions() for radius in REGIONS])
+    places = points.zyx[:, None, None] + offsets
+    cells = np.clip(
+        np.round(features.grid.to_cells(VoxelPoints(places.reshape(-1, 3)))).astype(int),
+        0,
+        np.array(features.grid.shape) - 1,
+    ).reshape(places.shape)
+    voxels = np.clip(np.round(places).astype(int), 0, np.array(volume.shape) - 1)
+    values = features.values[(slice(None), *(torch.from_numpy(cells[..., axis]) for axis in range(3)))]
+    mean = values.float().mean(dim=-1).permute(1, 2, 0).cpu().numpy()
+    at = tuple(np.moveaxis(cells, -1, 0))
+    middle = np.clip(np.round(features.grid.to_cells(points)).astype(int), 0, np.array(features.grid.shape) - 1)
+    return Surfaces(
+        features=mean / np.maximum(np.linalg.norm(mean, axis=2, keepdims=True), 1e-6),
+        foreground=features.foreground[at].mean(axis=-1).astype(np.float64),
+        density=volume[tuple(np.moveaxis(voxels, -1, 0))].mean(axis=-1).astype(np.float64),
+        centre=features.centre[tuple(middle.T)].astype(np.float64),
+    )
+
+
+def first_evidence(
+    proposals: Proposals,
+    found: Surfaces,
+    seeds: Surfaces,
+    seed_scores: FloatArray,
+    correlation: FloatArray,
+    radius_vox: float,
+) -> FloatArray:
+    """Columns known after one comparison with the seeds, shape (N, F).
+
+    Parameters
+    ----------
+    proposals : N candidates of one tomogram, best first
+    found : of the candidates
+    seeds : of all seeds
+    seed_scores : scores of the seeds against the query
+    correlation : rotational correlation with the seeds, shape (N,)
+    """
+    seed = seeds.mean()
+    similarity = _fisher(proposals.score)
+    cosines = np.einsum("nrc,rc->nr", found.features, seed.features[0])
+    columns = [
+        *_among(similarity),
+        similarity - float(_fisher(seed_scores).mean()),
+        _fisher(proposals.similarity),
+        np.log(found.centre + 1e-3),
+        *cosines.T,
+        *found.foreground.T,
+        *np.abs(found.foreground - seed.foreground).T,
+        *found.density.T,
+        *(found.density - seed.density).T,
+        *_company(found, similarity).T,
+        *_among(correlation),
+        *np.broadcast_to(
+            [[math.log(radius_vox)], [math.log(len(proposals))], [math.log(len(seeds.centre))]], (3, len(proposals))
+        ),
+    ]
+    return np.stack(columns, axis=1)
+
+
+def second_evidence(first: FloatArray, correlation: FloatArray, members: int) -> FloatArray:
+    """Columns known after the comparison with the average of the seeds and the surest candidates, shape (N, F + 6).
+
+    Parameters
+    ----------
+    first : of `first_evidence`
+    correlation : rotational correlation with the average; with an average of the others, where a candidate is in it
+    members : particles in the average
+    """
+    gain = correlation - np.median(correlation)
+    return np.column_stack([first, *_among(correlation), gain**2, np.full(len(first), math.log(members))])
+
+
+def _among(values: FloatArray) -> Sequence[FloatArray]:
+    """Values as they are, and where they lie among all candidates of the tomogram."""
+    middle = float(np.median(values))
+    spread = float(np.median(np.abs(values - middle))) * 1.4826 + 0.01
+    best = float(np.sort(values)[-3:].mean())
+    return [values, values - middle, (values - middle) / spread, values - best]
+
+
+def _company(found: Surfaces, similarity: FloatArray) -> FloatArray:
+    """How much a candidate resembles the best others: cosines of middle and body, shape (N, 2)."""
+    best = np.argsort(-similarity, kind="stable")[: _BEST + 1]
+    cosines = np.einsum("nrc,mrc->rnm", found.features[:, :2], found.features[best, :2])
+    own = np.arange(len(similarity))[:, None] == best[None]
+    # the candidate itself is not company; without it, the last of the best is left out for the others
+    counted = ~own
+    counted[~own.any(axis=1), -1] = len(best) == 1
+    totals = np.where(counted, cosines, 0).sum(axis=2) / np.maximum(counted.sum(axis=1), 1)
+    return np.asarray(totals.T, dtype=np.float64)
+
+
+def _fisher(cosine: FloatArray) -> FloatArray:
+    return np.arctanh(np.clip(cosine, -_LIMIT, _LIMIT))
+
+
+def _directions() -> FloatArray:
+    """Points spread evenly over the unit sphere, shape (32, 3): a Fibonacci lattice."""
+    index = np.arange(_DIRECTIONS) + 0.5
+    up = 1 - 2 * index / _DIRECTIONS
+    turn = np.pi * (1 + 5**0.5) * index
+    flat = np.sqrt(1 - up**2)
+    return np.stack([up, flat * np.sin(turn), flat * np.cos(turn)], axis=1)

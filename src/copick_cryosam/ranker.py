@@ -1,0 +1,82 @@
+"""From a candidate's evidence to the probability that it is a particle like the seeds.
+
+Two small nets, learned on simulated tomograms (`pretraining.train_ranker`): the first sees the comparison with the
+seeds, the second also that with the average of what the first was sure of. Their output is a probability, so it is
+the expected precision of a pick, and where to stop follows from it (`calibration`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from copick_cryosam.types import FloatArray
+
+HIDDEN = (48, 24)
+MEMBERS = 5
+"""Nets whose logits are averaged."""
+FIRST, SECOND = 36, 42
+"""Columns of `first_evidence` and `second_evidence`."""
+_CLIP = 4.0
+"""Standard deviations; what training never saw is not extrapolated."""
+
+
+class Ranker(nn.Module):
+    """Standardised evidence -> logit; the mean over an ensemble.
+
+    Parameters
+    ----------
+    columns : of the evidence
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(columns))
+        self.register_buffer("scale", torch.ones(columns))
+        self.members = nn.ModuleList(_member(columns) for _ in range(MEMBERS))
+
+    def each(self, evidence: Tensor) -> Tensor:
+        """Logit of every member, (MEMBERS, N)."""
+        x = ((evidence - self.centre) / self.scale).clamp(-_CLIP, _CLIP)
+        return torch.stack([member(x)[:, 0] for member in self.members])
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Evidence (N, columns) -> logits (N,)."""
+        return self.each(evidence).mean(dim=0)
+
+
+def _member(columns: int) -> nn.Module:
+    a, b = HIDDEN
+    return nn.Sequential(nn.Linear(columns, a), nn.SiLU(), nn.Linear(a, b), nn.SiLU(), nn.Linear(b, 1))
+
+
+class Rankers(nn.Module):
+    """Both nets, in one file of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Ranker(FIRST)
+        self.second = Ranker(SECOND)
+
+    @torch.inference_mode()
+    def probability(self, evidence: FloatArray, which: Literal["first", "second"]) -> FloatArray:
+        """Probability of each row, shape (N,), 0 to 1."""
+        net = self.first if which == "first" else self.second
+        if len(evidence) == 0:
+            return np.zeros(0)
+        return np.asarray(net(torch.from_numpy(evidence).float()).double().sigmoid().numpy())
+
+
+def load_rankers() -> Rankers:
+    """The shipped ones (see the model card beside their weights)."""
+    from copick_cryosam.weights import load_weights
+
+    rankers = Rankers()
+    load_weights("ranker", rankers)
+    return rankers.eval()

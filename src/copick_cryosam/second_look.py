@@ -1,0 +1,171 @@
+"""The second look at the candidates: gather their evidence, turn them against the seeds, then against an average.
+
+1. Every candidate is compared with the seeds: features on spheres around it, and rotational correlation.
+2. What is surely like the seeds is averaged with them; the average has less noise than a seed.
+3. Every candidate is compared with the average, those in it with an average of the others.
+
+Each tomogram makes its own average, so the result does not depend on the order of runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from copick_cryosam.alignment import Aligned, Aligner, Candidates, Template
+from copick_cryosam.evidence import Surfaces, first_evidence, second_evidence, surfaces
+from copick_cryosam.features import DenseFeatures
+from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
+from copick_cryosam.wedge import Wedge
+
+AVERAGED = 10
+"""The surest candidates that join the seeds in the average."""
+SURE = 0.5
+"""Probability that a candidate needs to join."""
+
+Rank = Callable[[FloatArray], FloatArray]
+"""From evidence (N, F) to probabilities (N,)."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SeedLook:
+    """The seeds of one tomogram as the second look sees them.
+
+    Attributes
+    ----------
+    surfaces, boxes : of the seeds, at their masks' centroids
+    scores : of the seeds against a query of their own
+    """
+
+    surfaces: Surfaces
+    boxes: Candidates
+    scores: FloatArray
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Reference:
+    """All seeds brought into the frame of the first.
+
+    Attributes
+    ----------
+    looks : the seeds, tomogram by tomogram
+    poses : R and shift of each seed, in the order of `looks`
+    template : their average
+    """
+
+    looks: Sequence[SeedLook]
+    poses: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
+    template: Template
+
+    def members(self) -> list[tuple[Candidates, int, NDArray[np.float64], NDArray[np.float64]]]:
+        """The seeds as `Aligner.averaged` takes them."""
+        places = [(look.boxes, i) for look in self.looks for i in range(len(look.boxes))]
+        return [(boxes, i, *pose) for (boxes, i), pose in zip(places, self.poses, strict=True)]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Look:
+    """What the second look found out about candidates.
+
+    Attributes
+    ----------
+    first, second : evidence, (N, F) each
+    aligned : to the average
+    members : indices of the candidates that were averaged
+    """
+
+    first: FloatArray
+    second: FloatArray
+    aligned: Aligned
+    members: NDArray[np.int64]
+
+
+def look_at_seeds(
+    aligner: Aligner,
+    volume: NDArray[np.float32],
+    features: DenseFeatures,
+    points: VoxelPoints,
+    scores: FloatArray,
+    wedge: Wedge,
+    radius_vox: float,
+) -> SeedLook:
+    """See `SeedLook`; `points` are the centroids of the seeds' masks."""
+    return SeedLook(
+        surfaces=surfaces(volume, features, points, radius_vox),
+        boxes=aligner.look(torch.from_numpy(volume), points, wedge),
+        scores=scores,
+    )
+
+
+def reference_of(aligner: Aligner, looks: Sequence[SeedLook]) -> Reference:
+    """Align every seed to the first one, average, and once more to the average."""
+    identity = (np.eye(3), np.zeros(3))
+    template = aligner.template(looks[0].boxes, 0)
+    count = sum(len(look.boxes) for look in looks)
+    if count == 1:
+        return Reference(looks=looks, poses=[identity], template=template)
+    poses: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    for _ in range(2):
+        poses = []
+        for look in looks:
+            aligned = aligner.align(template, look.boxes)
+            poses += list(zip(aligned.rotations, aligned.shifts, strict=True))
+        reference = Reference(looks=looks, poses=poses, template=template)
+        template = aligner.averaged(reference.members())
+    return Reference(looks=looks, poses=poses, template=template)
+
+
+def look_again(
+    aligner: Aligner,
+    volume: NDArray[np.float32],
+    features: DenseFeatures,
+    wedge: Wedge,
+    proposals: Proposals,
+    reference: Reference,
+    radius_vox: float,
+    rank: Rank,
+) -> Look:
+    """The second look at the proposals of one tomogram, at least one.
+
+    Parameters
+    ----------
+    rank : of first evidence, decides who is averaged
+    """
+    boxes = aligner.look(torch.from_numpy(volume), proposals.points, wedge)
+    aligned = aligner.align(reference.template, boxes)
+    first = first_evidence(
+        proposals,
+        surfaces(volume, features, proposals.points, radius_vox),
+        _joined([look.surfaces for look in reference.looks]),
+        np.concatenate([look.scores for look in reference.looks]),
+        aligned.score,
+        radius_vox,
+    )
+    sure = rank(first)
+    order = np.argsort(-sure, kind="stable")[:AVERAGED]
+    members = order[sure[order] >= SURE]
+    seeds = reference.members()
+    poses = [(boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in members]
+    template = aligner.averaged([*seeds, *poses]) if poses else reference.template
+    again = aligner.align(template, boxes) if poses else aligned
+    correlation = again.score.copy()
+    for left_out, i in enumerate(members):
+        # a particle resembles an average that holds its own noise
+        others = [*seeds, *(pose for k, pose in enumerate(poses) if k != left_out)]
+        one = aligner.align(aligner.averaged(others), boxes.only(int(i)), near=aligned.rotations[i])
+        correlation[i] = one.score[0]
+    second = second_evidence(first, correlation, len(seeds) + len(poses))
+    return Look(first=first, second=second, aligned=again, members=members)
+
+
+def _joined(parts: Sequence[Surfaces]) -> Surfaces:
+    return Surfaces(
+        features=np.concatenate([one.features for one in parts]),
+        foreground=np.concatenate([one.foreground for one in parts]),
+        density=np.concatenate([one.density for one in parts]),
+        centre=np.concatenate([one.centre for one in parts]),
+    )

@@ -1,0 +1,127 @@
+"""The second look's rotational correlation, on particles whose poses are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from copick_cryosam.alignment import Aligner
+from copick_cryosam.config import AlignmentSettings
+from copick_cryosam.pretraining.shapes import random_shape
+from copick_cryosam.rotations import angles_between, spacing_of
+from copick_cryosam.types import VoxelPoints
+from copick_cryosam.wedge import Wedge
+
+FULL = Wedge(-90, 90)
+ROTATIONS = 800
+
+
+def turned(density, rotation):
+    """particle(x) = reference(R^T (x - c))."""
+    middle = (np.array(density.shape) - 1) / 2
+    return ndimage.affine_transform(density, rotation.T, middle - rotation.T @ middle, order=1)
+
+
+@pytest.fixture(scope="module")
+def particle():
+    shape = random_shape(np.random.default_rng(5), family="globule", radius=8, name="globule")
+    return shape.density, shape.radius
+
+
+@pytest.fixture(scope="module")
+def scene(particle):
+    """A volume of odd, non-cubic shape with particles at known poses, and noise."""
+    density, _ = particle
+    rng = np.random.default_rng(1)
+    volume = rng.normal(scale=0.3, size=(49, 72, 131)).astype(np.float32)
+    centres = np.array([[24, 20, 20], [24, 50, 24], [23, 22, 60], [26, 48, 66], [24, 21, 106], [25, 50, 107]])
+    rotations = np.stack([np.eye(3), *Rotation.random(5, random_state=2).as_matrix()])
+    half = density.shape[0] // 2
+    for centre, rotation in zip(centres, rotations, strict=True):
+        box = tuple(slice(c - half, c + half + 1) for c in centre)
+        volume[box] += turned(density, rotation)
+    return volume, centres.astype(float), rotations
+
+
+@pytest.fixture(scope="module")
+def aligner(particle):
+    torch.set_num_threads(1)
+    return Aligner(particle[1], AlignmentSettings(rotations=ROTATIONS), torch.device("cpu"))
+
+
+def test_poses_are_found_again(aligner, scene):
+    volume, centres, rotations = scene
+    found = aligner.look(torch.from_numpy(volume), VoxelPoints(centres), FULL)
+    template = aligner.template(found, 0)
+    coarse = aligner.align(template, found)
+    assert angles_between(coarse.rotations, rotations).max() < spacing_of(ROTATIONS)
+    fine = aligner.refine(template, found, coarse)
+    assert (fine.score >= coarse.score).all()
+    assert np.median(angles_between(fine.rotations, rotations)[1:]) < 6
+
+
+def test_a_shift_is_found_and_in_voxels(aligner, scene):
+    volume, centres, _ = scene
+    moved = np.array([aligner.pixel, 0, -aligner.pixel])
+    at = aligner.look(torch.from_numpy(volume), VoxelPoints(centres), FULL)
+    beside = aligner.look(torch.from_numpy(volume), VoxelPoints(centres - moved), FULL)
+    found = aligner.align(aligner.template(at, 0), beside)
+    np.testing.assert_allclose(found.shifts, np.broadcast_to(moved, found.shifts.shape), atol=1e-5)
+
+
+def test_the_same_kind_correlates_more_than_another(aligner, scene, particle):
+    volume, centres, _ = scene
+    other = random_shape(np.random.default_rng(8), family="rod", radius=8, name="rod").density
+    half = other.shape[0] // 2
+    mixed = np.pad(volume, ((0, 0), (0, 0), (0, 2 * half + 20)))
+    centre = np.array([24, 36, 131 + half])
+    mixed[tuple(slice(c - half, c + half + 1) for c in centre)] += other
+    found = aligner.look(torch.from_numpy(mixed), VoxelPoints(np.vstack([centres, centre])), FULL)
+    score = aligner.align(aligner.template(found, 0), found).score
+    assert score[:-1].min() > score[-1] + 0.1
+    assert score.max() <= 1 + 1e-4
+
+
+def test_the_average_of_aligned_particles_fits_better_than_one(aligner, scene):
+    volume, centres, rotations = scene
+    found = aligner.look(torch.from_numpy(volume), VoxelPoints(centres), FULL)
+    members = [(found, i, rotations[i], np.zeros(3)) for i in range(5)]
+    averaged = aligner.align(aligner.averaged(members), found.only(5)).score[0]
+    single = aligner.align(aligner.template(found, 0), found.only(5)).score[0]
+    assert averaged > single + 0.02
+
+
+def test_what_neither_wedge_measured_does_not_count(aligner, scene):
+    """Changing what lies in the missing wedge changes no score."""
+    volume, centres, _ = scene
+    wedge = Wedge(-45, 45)
+    frequencies = torch.stack(
+        torch.meshgrid(*(torch.fft.fftfreq(n).double() for n in volume.shape), indexing="ij"), dim=-1
+    )
+    far_inside = (1 - Wedge(-65, 65).measured(frequencies).numpy()) * (frequencies.norm(dim=-1).numpy() < 0.15)
+    dirt = np.fft.ifftn(np.fft.fftn(np.random.default_rng(3).normal(size=volume.shape)) * far_inside).real
+    dirty = (volume + 0.3 * dirt / dirt.std()).astype(np.float32)
+
+    def change(wedge: Wedge) -> float:
+        scores = []
+        for each in (volume, dirty):
+            found = aligner.look(torch.from_numpy(each), VoxelPoints(centres), wedge)
+            scores.append(aligner.align(aligner.template(found, 0), found).score[1:])
+        return float(np.abs(scores[0] - scores[1]).mean())
+
+    assert change(wedge) < 0.5 * change(FULL)
+
+
+def test_no_candidates_are_no_error(aligner, scene):
+    found = aligner.look(torch.from_numpy(scene[0]), VoxelPoints(np.zeros((0, 3))), FULL)
+    template = aligner.template(aligner.look(torch.from_numpy(scene[0]), VoxelPoints(scene[1][:1]), FULL), 0)
+    assert len(aligner.align(template, found)) == 0
+
+
+def test_points_at_the_edge_are_looked_at(aligner, scene):
+    corner = VoxelPoints(np.array([[0, 0, 0], np.array(scene[0].shape) - 1]))
+    found = aligner.look(torch.from_numpy(scene[0]), corner, Wedge())
+    assert torch.isfinite(torch.view_as_real(found.spectra)).all()
