@@ -10,6 +10,11 @@ __all__ = ["LazyGroup", "cryosam"]
 
 _COMMANDS = {
     "demo": ("copick_cryosam.cli.demo:demo", "Make a small simulated project, pick in it and score the picks."),
+    "discover": (
+        "copick_cryosam.cli.discover:discover",
+        "Find particles of every kind without a seed, grouped by what they look like.",
+    ),
+    "embed": ("copick_cryosam.cli.process:cryosam_embed", "Embed tomograms once: every object is found faster."),
     "info": ("copick_cryosam.cli.info:info", "Show versions, devices and the models that are found."),
     "models": ("copick_cryosam.cli.models:models", "List models: size, licence, where they are and where to get them."),
 }
@@ -41,5 +46,6 @@ def cryosam() -> None:
     \b
     See Also:
         copick inference cryosam: picks particles from one seed
+        copick process cryosam-embed: the same as embed here
         copick evaluation localization: scores picks against true picks
     """

@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copick_cryosam.errors import OutputError
+from copick_cryosam.io.discover_job import DiscoverJob
 from copick_cryosam.io.job import Job, same_spacing
 from copick_cryosam.io.project import Project
 from copick_cryosam.io.storage import delete_file, read_json, reason, storage_errors, try_writing, write_json
 from copick_cryosam.types import AngstromPoints, Grid, Instance, centroids, paint
 
-__all__ = ["OutputState", "Writer"]
+__all__ = ["OutputState", "Writer", "outputs_of"]
 
 FOLDER = "CryoSAM"
 RECORD_FORMAT = 1
@@ -58,7 +59,7 @@ class Writer:
     marker for that of a killed run.
     """
 
-    def __init__(self, project: Project, job: Job) -> None:
+    def __init__(self, project: Project, job: Job | DiscoverJob) -> None:
         self.project = project
         self.job = job
 
@@ -105,7 +106,7 @@ class Writer:
                 hint="Write to another session with -o object:user/session",
             )
         record, marker = self._read(run, "record"), self._read(run, "marker")
-        own = {*_outputs(record), *_outputs(marker)}
+        own = {*outputs_of(record), *outputs_of(marker)}
         foreign = [name for name in stored if name not in own]
         if foreign and not self.job.overwrite:
             raise OutputError(
@@ -128,7 +129,7 @@ class Writer:
         """
         if self.state(run, {}) is not OutputState.INTERRUPTED:
             return
-        own = {*_outputs(self._read(run, "record")), *_outputs(self._read(run, "marker"))}
+        own = {*outputs_of(self._read(run, "record")), *outputs_of(self._read(run, "marker"))}
         try:
             self._remove(run, own)
         except storage_errors() as error:
@@ -198,8 +199,8 @@ class Writer:
         outputs = self._output_names(grid)
         replaced = {
             *(set(self._stored(run)) & set(outputs)),
-            *_outputs(self._read(run, "record")),
-            *_outputs(self._read(run, "marker")),
+            *outputs_of(self._read(run, "record")),
+            *outputs_of(self._read(run, "marker")),
         }
         complete = False
         try:
@@ -315,7 +316,7 @@ class Writer:
 
     def _complete(self, run: str, record: Mapping[str, Any]) -> bool:
         """Whether everything that the record names is still there; users delete picks in viewers."""
-        return bool(_outputs(record)) and set(_outputs(record)) <= set(self._listing(run))
+        return bool(outputs_of(record)) and set(outputs_of(record)) <= set(self._listing(run))
 
     def _remove(self, run: str, names: set[str] | Sequence[str], *, keep_marker: bool = False) -> None:
         """Delete outputs in the overlay, the record first, so that nothing partial is ever taken for complete."""
@@ -353,7 +354,8 @@ class Writer:
         )
 
 
-def _outputs(content: Mapping[str, Any] | None) -> list[str]:
+def outputs_of(content: Mapping[str, Any] | None) -> list[str]:
+    """Names of the outputs in a record or marker."""
     names = [] if content is None else content.get("outputs", [])
     return [str(name) for name in names] if isinstance(names, list) else []
 

@@ -13,11 +13,11 @@ from markupsafe import Markup
 from copick_cryosam.errors import InputError, OutputError
 from copick_cryosam.evaluation import LocalizationScores, pool
 from copick_cryosam.report.charts import candidate_chart, precision_recall_chart, score_chart, size_chart
-from copick_cryosam.report.gallery import gallery
+from copick_cryosam.report.gallery import gallery, seed_images
 from copick_cryosam.report.model import Report, RunReport
 from copick_cryosam.report.planes import planes
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["render_report", "write_page", "write_report"]
 
 
 def render_report(report: Report) -> str:
@@ -60,8 +60,17 @@ def write_report(report: Report, path: str | Path) -> Path:
     OutputError
         The file cannot be written.
     """
-    path = Path(path)
-    text = render_report(report)
+    return write_page(render_report(report), Path(path))
+
+
+def write_page(text: str, path: Path) -> Path:
+    """Write a page to `path`, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8")
@@ -104,6 +113,8 @@ def _run(run: RunReport, number: int) -> dict[str, Any]:
         "threshold": run.threshold,
         "notes": run.notes,
         "seeds": [tuple(point) for point in run.seeds.zyx],
+        "seed_images": seed_images(run, volume),
+        "diagnosis": run.diagnosis,
         "seeds_angstrom": [tuple(point) for point in run.grid.to_angstrom(run.seeds).xyz],
         "truth": None if run.truth is None else len(run.truth),
         "panels": planes(run, volume),

@@ -17,7 +17,7 @@ from copick_cryosam.evaluation import localization
 from copick_cryosam.report.model import RunReport
 from copick_cryosam.types import FloatArray, Instance, Slices3, Volume, centroids
 
-__all__ = ["Mark", "Panel", "encode_image", "grey_levels", "outline", "planes", "verdicts"]
+__all__ = ["Mark", "Panel", "bar_length", "encode_image", "grey_levels", "outline", "planes", "verdicts"]
 
 _AXES = "zyx"
 _SLAB = 2
@@ -112,7 +112,7 @@ def _plane(run: RunReport, volume: Volume, axis: int, index: int) -> Panel:
     if factor < 1:
         image = zoom(gaussian_filter(image, 0.4 / factor), factor, order=1)
     low, high = np.percentile(image[np.isfinite(image)], (0.5, 99.5)) if np.isfinite(image).any() else (0.0, 1.0)
-    bar = _bar_length(shape[across] * run.grid.voxel_spacing / 10)
+    bar = bar_length(shape[across] * run.grid.voxel_spacing / 10)
     name = _AXES[across] + _AXES[down]
     return Panel(
         name=name,
@@ -154,7 +154,7 @@ def _marks(run: RunReport, axis: int, index: int, down: int, across: int) -> lis
     ]
 
 
-def _bar_length(width_nm: float) -> float:
+def bar_length(width_nm: float) -> float:
     """The roundest length (1, 2 or 5 times a power of ten) of at most a quarter of the width, in nm."""
     power = 10.0 ** np.floor(np.log10(width_nm / 4))
     return float(max(step * power for step in (1, 2, 5) if step * power <= width_nm / 4))
