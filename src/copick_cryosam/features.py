@@ -14,7 +14,7 @@ from torch import Tensor
 
 from copick_cryosam.types import FloatArray, Instance, Slices3, VoxelPoints
 
-__all__ = ["CellGrid", "DenseFeatures", "Features", "cell_weights", "interpolation"]
+__all__ = ["CellGrid", "DenseFeatures", "EmbeddingStore", "Features", "cell_weights", "interpolation"]
 
 _SLAB = 1 << 19
 """Cells turned into float32 at once."""
@@ -77,6 +77,18 @@ class Features(Protocol):
 
     def pooled(self, factor: int) -> Features:
         """The same features averaged over blocks of `factor` cells (eq. 5)."""
+        ...
+
+
+class EmbeddingStore(Protocol):
+    """Where the features of one tomogram may lie, so that it need not be encoded again."""
+
+    def load(self, polarity: str) -> Features | None:
+        """The features of the tomogram seen with this polarity, as its encoder gave them; None where there are none."""
+        ...
+
+    def keep(self, polarity: str, features: Features) -> None:
+        """Told of features that were computed, before anything changes them."""
         ...
 
 

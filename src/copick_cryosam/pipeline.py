@@ -7,7 +7,7 @@ particles = model.pick(volume, seeds_zyx=[[40, 210, 96]], radius_vox=9)
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,9 +21,10 @@ from copick_cryosam.calibration import calibrate
 from copick_cryosam.config import Device, Settings, override, preset
 from copick_cryosam.contrast import brighten, check, decide_polarity, standardise
 from copick_cryosam.devices import resolve_device
+from copick_cryosam.diagnosis import SeedDiagnosis, SeedEvidence, Surroundings, diagnose, surroundings_of
 from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.errors import InputError, SeedError
-from copick_cryosam.features import Features
+from copick_cryosam.features import EmbeddingStore, Features
 from copick_cryosam.matching import Query, merge_queries, propose, scores_near, whiten_dense
 from copick_cryosam.polarity import foreground_both_ways
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
@@ -59,16 +60,30 @@ class Seeded:
     instances : one for each seed
     features : mean feature over the mask of each seed that has one; shape (N, C), N >= 1
     scores : how well the seeds match a query of their own, for calibration; shape (M,), M >= 1
+    surroundings : features around the seeds and elsewhere, for their diagnosis; None where none is wanted
     """
 
     instances: list[Instance]
     features: NDArray[np.float32]
     scores: NDArray[np.float64]
+    surroundings: Surroundings | None = None
 
     @property
     def weighted(self) -> list[tuple[NDArray[np.float32], int]]:
         """Each seed's feature and its weight in eq. 4, the number of voxels of its mask."""
         return list(zip(self.features, [one.size for one in self.instances if one.size], strict=True))
+
+    def evidence(self, run: str) -> SeedEvidence:
+        """What a diagnosis of the seeds needs."""
+        if self.surroundings is None:
+            raise ValueError(f"seeds of {run}: expected features of their surroundings, found none")
+        return SeedEvidence(
+            run=run,
+            points=VoxelPoints(np.array([one.prompt_zyx for one in self.instances])),
+            masked=np.array([one.size > 0 for one in self.instances]),
+            features=self.features,
+            surroundings=self.surroundings,
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -172,6 +187,7 @@ class CryoSAM:
         polarity: str | None = None,
         voxel_spacing: float | None = None,
         progress: Progress | None = None,
+        stored: EmbeddingStore | None = None,
     ) -> Tomogram:
         """Standardise and encode a tomogram.
 
@@ -179,6 +195,7 @@ class CryoSAM:
         ----------
         seeds : the seeds in it, from which polarity is decided; None where `polarity` is known
         polarity : dark or light, as decided in a tomogram that has seeds
+        stored : gives the features where it has them, and is told of those that are computed
 
         Raises
         ------
@@ -193,9 +210,24 @@ class CryoSAM:
                 hint="Give Å per voxel, or leave it out",
             )
         prepared, found = self._prepare(volume, seeds, radius_vox, polarity, voxel_spacing)
-        features = self.encoder.encode(prepared, voxel_spacing=voxel_spacing, progress=progress)
+        features = None if stored is None else stored.load(found)
+        if features is None:
+            features = self.encoder.encode(prepared, voxel_spacing=voxel_spacing, progress=progress)
+            if stored is not None:
+                stored.keep(found, features)
         whiten_dense(features, self.settings.matching)
         return Tomogram(volume=prepared, polarity=found, features=features, voxel_spacing=voxel_spacing)
+
+    def polarity(
+        self,
+        volume: NDArray[np.float32],
+        seeds: VoxelPoints,
+        radius_vox: float,
+        *,
+        voxel_spacing: float | None = None,
+    ) -> str:
+        """How particles look, dark or light, without encoding the tomogram; parameters and errors as of `open`."""
+        return self._prepare(volume, seeds, radius_vox, None, voxel_spacing)[1]
 
     def seed(self, tomogram: Tomogram, seeds: VoxelPoints, radius_vox: float) -> Seeded:
         """Segment the seeds of a tomogram and pool their features (eqs. 1 to 4).
@@ -217,7 +249,16 @@ class CryoSAM:
         weighted = list(zip(features, [one.size for one in solid], strict=True))
         matching = self.settings.matching
         own = propose(tomogram.features, merge_queries(weighted, [], matching), radius_vox, matching)
-        return Seeded(instances=found, features=features, scores=scores_near(own, seeds, radius_vox))
+        return Seeded(
+            instances=found,
+            features=features,
+            scores=scores_near(own, seeds, radius_vox),
+            surroundings=surroundings_of(tomogram.features, seeds, radius_vox, tomogram.volume.shape),
+        )
+
+    def diagnose(self, seeded: Mapping[str, Seeded]) -> list[SeedDiagnosis]:
+        """What the seeds of all runs, by name, say of each other: see `copick_cryosam.diagnosis`."""
+        return diagnose([one.evidence(run) for run, one in seeded.items()])
 
     def query(self, seeded: Sequence[Seeded], negatives: Sequence[Seeded] = ()) -> Query:
         """One query from the seeds of all tomograms (eq. 4), and the features of all negatives: each stands alone."""

@@ -69,6 +69,19 @@ def test_record_says_how_the_result_was_made(ball_project: Any) -> None:
     assert kept["job"]["seeds"] == "ribosome:curator/1"
 
 
+def test_a_seed_on_background_is_named_at_the_end(ball_project: Any) -> None:
+    truth = ball_project.truth["TS_001"]
+    grid = np.indices(ball_project.shape).reshape(3, -1).T[::97]
+    empty = grid[np.argmax(cKDTree(truth).query(grid)[0])]
+    ball_project.add_picks("TS_001", np.concatenate([truth[:3], [empty]])[:, ::-1] * ball_project.spacing)
+    done = ball_project.pick("-r", "TS_001", "--points-only")
+    assert done.exit_code == 0, done.output
+    named = [line for line in done.stdout.splitlines() if line.startswith("Warning: seed")]
+    assert len(named) == 1, done.output
+    assert named[0].startswith("Warning: seed 4 of run TS_001 at (")
+    assert named[0].endswith("Check it, or leave it out")
+
+
 def test_finished_runs_are_skipped_and_redone_when_asked(ball_project: Any) -> None:
     assert ball_project.pick().exit_code == 0
     before = ball_project.listing()

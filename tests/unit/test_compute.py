@@ -304,6 +304,30 @@ def test_plan_writes_nothing_and_grows_with_the_work(project: Any) -> None:
     assert len(again.pending) == 3
 
 
+def test_a_seed_on_background_is_named_everywhere(project: Any, caplog: pytest.LogCaptureFixture) -> None:
+    seeds = ("ribosome", "curator", "2")
+    project.add_picks("B", np.concatenate([CENTRES[:3], [[26.0, 8, 46]]])[:, ::-1] * 10.0, uri=seeds)
+    add_seed(project, "C", 3, uri=seeds)
+    collector = ReportCollector(Recorder())
+    job = job_for(project, seeds="ribosome:curator/2")
+    summary = run_job(job, FAKE, collector)
+    assert summary.succeeded
+    (remark,) = summary.seed_remarks
+    assert remark.startswith("seed 4 of run B at (460, 80, 260) Å does not agree with the other 4: agreement ")
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [remark]
+    for run in "ABC":
+        record = json.loads((project.overlay / f"ExperimentRuns/{run}/CryoSAM/cryosam_1_ribosome.json").read_text())
+        diagnosis = record["parameters"]["result"]["seed_diagnosis"]
+        assert [one["verdict"] for one in diagnosis["B"]] == ["agrees"] * 3 + ["disagrees"]
+        assert [one["verdict"] for one in diagnosis["C"]] == ["agrees"]
+        assert diagnosis["B"][3]["position"] == [460.0, 80.0, 260.0]
+    text = collector.write(project.folder / "report.html", job, summary, "").read_text(encoding="utf-8")
+    assert f"<li>S{remark[1:]}.</li>" in text
+    assert text.count('<strong class="suspicious">disagrees</strong>') == 1
+    assert text.count("<td>agrees</td>") == 4
+    assert "result.seed_diagnosis" not in text
+
+
 def test_report_reads_tomograms_one_at_a_time(project: Any) -> None:
     collector = ReportCollector(Recorder())
     job = job_for(project)

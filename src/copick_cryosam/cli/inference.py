@@ -109,6 +109,14 @@ class _PresetChoice(click.Choice[str]):
 )
 @optgroup.option("--points-only", is_flag=True, help="Write picks without segmentations.")
 @optgroup.option("--overwrite/--no-overwrite", default=False, help="Search finished runs again.")
+@optgroup.option(
+    "--keep-embeddings",
+    is_flag=True,
+    help="Keep the embeddings that are computed in the project, for the next object (embedded preset).",
+)
+@optgroup.option(
+    "--reuse-embeddings/--no-reuse-embeddings", default=True, help="Use embeddings of the project where they match."
+)
 @optgroup.option("--dry-run", is_flag=True, help="Show runs, memory and time; write nothing.")
 @optgroup.option(
     "--report", "report_path", type=click.Path(dir_okay=False), help="Write an HTML report on this call's runs."
@@ -127,6 +135,8 @@ def cryosam(
     output_segmentation_uri: str | None,
     points_only: bool,
     overwrite: bool,
+    keep_embeddings: bool,
+    reuse_embeddings: bool,
     dry_run: bool,
     report_path: str | None,
     debug: bool,
@@ -164,6 +174,7 @@ def cryosam(
 
     \b
     See Also:
+        copick process cryosam-embed: makes the embeddings ahead, so that every object is quick to find
         copick evaluation localization: scores picks against true picks
         copick cryosam info: versions, devices and models
         copick cryosam models: checkpoints, their licences and where to get them
@@ -193,6 +204,8 @@ def cryosam(
         negatives=negatives,
         roi=roi,
         overwrite=overwrite,
+        keep_embeddings=keep_embeddings,
+        reuse_embeddings=reuse_embeddings,
     )
     context = click.get_current_context()
     report = None if report_path is None else Path(report_path)
@@ -315,6 +328,8 @@ def _print_summary(summary: Summary, job: Job) -> None:
     done, skipped, failed = (summary.runs(state) for state in ("done", "skipped", "failed"))
     for run, error in summary.seed_failures.items():
         click.echo(f"Error: seeds of {run} were not used: {' '.join(str(error).split())}", err=True)
+    for remark in summary.seed_remarks:
+        click.echo(f"Warning: {remark}")
     if summary.stale:
         click.echo(
             f"Warning: made with other inputs or settings and not replaced: {', '.join(summary.stale)}. "

@@ -24,10 +24,15 @@ from rich.text import Text
 from copick_cryosam.compute import Listener, Outcome
 from copick_cryosam.compute.outcomes import Task
 
-__all__ = ["Display"]
+__all__ = ["Display", "EmbeddingDisplay"]
 
-_TASKS = {"seeds": "reading seeds", "search": "searching"}
-_STAGES = {"read": "planes read", "encode": "blocks or planes encoded", "segment": "walks segmented"}
+_TASKS = {"seeds": "reading seeds", "search": "searching", "embed": "embedding"}
+_STAGES = {
+    "read": "planes read",
+    "encode": "blocks or planes encoded",
+    "load": "planes of embeddings read",
+    "segment": "walks segmented",
+}
 
 
 class _Rate(ProgressColumn):
@@ -93,16 +98,31 @@ class Display(Listener):
             note = ", with other inputs or settings" if outcome.stale else ""
             self._say(f"{outcome.run}: skipped, {outcome.picks} picks were found before{note}")
             return
-        if self._bars is not None and self._runs is not None:
-            self._bars.advance(self._runs)
+        self._advance()
         if outcome.error is None:
             self._say(f"{outcome.run}: {outcome.picks} picks in {outcome.seconds:.1f} s")
         else:
             # rich redirects both streams above the bars while they are shown.
             click.echo(f"Error: {outcome.run} failed: {' '.join(str(outcome.error).split())}", err=True)
 
+    def _advance(self) -> None:
+        if self._bars is not None and self._runs is not None:
+            self._bars.advance(self._runs)
+
     def _say(self, line: str) -> None:
         if self._bars is None:
             click.echo(line)
         else:
             self._bars.console.print(line, markup=False, highlight=False)
+
+
+class EmbeddingDisplay(Display):
+    """The same for a job that embeds and picks nothing."""
+
+    def run_ended(self, outcome: Outcome) -> None:
+        if outcome.state == "failed":
+            super().run_ended(outcome)
+            return
+        self._advance()
+        was = "embedded" if outcome.state == "done" else "embeddings there already, checked"
+        self._say(f"{outcome.run}: {was} in {outcome.seconds:.1f} s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -10,11 +10,12 @@ from copick_cryosam.errors import CryosamError
 from copick_cryosam.types import Grid, VoxelPoints
 
 if TYPE_CHECKING:
+    from copick_cryosam.diagnosis import SeedDiagnosis
     from copick_cryosam.pipeline import Found
 
 __all__ = ["Listener", "Outcome", "Search", "Summary", "Task"]
 
-Task = Literal["seeds", "search"]
+Task = Literal["seeds", "search", "embed"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -28,6 +29,7 @@ class Search:
     seeds : the seeds in this run, voxels z, y, x; none where it has none
     radius : of the object in Å
     models : signatures of encoder and segmenter
+    diagnosis : of each of the seeds
     """
 
     found: Found
@@ -35,6 +37,7 @@ class Search:
     seeds: VoxelPoints
     radius: float
     models: Mapping[str, str]
+    diagnosis: Sequence[SeedDiagnosis] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,12 +72,14 @@ class Summary:
     overlay : where the results lie
     polarity : how particles look in these tomograms, dark or light; None where every run was skipped
     seed_failures : why seeds or negatives could not be used, by runs that were not to be searched themselves
+    seed_remarks : a line on every seed that does not agree with the others or has no mask
     """
 
     outcomes: tuple[Outcome, ...]
     overlay: str
     polarity: str | None = None
     seed_failures: Mapping[str, CryosamError] = field(default_factory=dict)
+    seed_remarks: tuple[str, ...] = ()
 
     def runs(self, state: Literal["done", "skipped", "failed"]) -> tuple[str, ...]:
         """Names of the runs that ended so."""
@@ -98,7 +103,7 @@ class Listener:
         """So many runs will be searched."""
 
     def run_started(self, run: str, task: Task) -> None:
-        """Work on a run starts: its seeds are read, or it is searched."""
+        """Work on a run starts: its seeds are read, or it is searched or embedded."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """See `copick_cryosam.types.Progress`; the stages of the run that was started last."""

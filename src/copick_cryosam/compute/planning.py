@@ -9,6 +9,7 @@ from copick_cryosam.compute.models import named_models
 from copick_cryosam.compute.request import asked_for, is_stale
 from copick_cryosam.config import Settings
 from copick_cryosam.errors import CryosamError
+from copick_cryosam.io.features import check_encoder
 from copick_cryosam.io.job import Job
 from copick_cryosam.io.project import open_project
 from copick_cryosam.io.writing import OutputState, Writer
@@ -89,6 +90,8 @@ def plan(job: Job, settings: Settings) -> Plan:
     from copick_cryosam.encoders import load_encoder
     from copick_cryosam.segmenters import load_segmenter
 
+    if job.keep_embeddings:
+        check_encoder(settings.encoder.name)
     project = open_project(job.config)
     runs = project.select_runs(job.runs)
     radius = project.object(job.seeds.object_name).radius

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from copick_cryosam.compute.outcomes import Listener, Outcome, Search, Summary, Task
 from copick_cryosam.errors import InputError
@@ -59,10 +61,11 @@ class ReportCollector(Listener):
         report = Report(
             title=f"{job.seeds.object_name} in {job.tomogram}",
             runs=[run_report(project, job, run, search) for run, search in self.searches.items()],
-            parameters=record.get("parameters", {}),
+            parameters=_shown(record.get("parameters", {})),
             versions={**record.get("versions", {}), **next(iter(self.searches.values())).models},
             command=command,
             warnings=[
+                *(f"{remark[0].upper()}{remark[1:]}." for remark in summary.seed_remarks),
                 *(f"Run {one.run} failed: {one.error}" for one in summary.outcomes if one.error is not None),
                 *(f"Seeds of run {run} were not used: {error}" for run, error in summary.seed_failures.items()),
                 *(f"Run {run} was finished before and is not shown." for run in summary.runs("skipped")),
@@ -88,4 +91,11 @@ def run_report(project: Project, job: Job, run: str, search: Search) -> RunRepor
         seeds=search.seeds,
         candidates=found.proposals.score,
         candidate_threshold=found.threshold,
+        diagnosis=search.diagnosis,
     )
+
+
+def _shown(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the diagnosis of the seeds, which has a table of its own."""
+    result = {key: value for key, value in parameters.get("result", {}).items() if key != "seed_diagnosis"}
+    return {**parameters, **({"result": result} if result else {})}

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from copick_cryosam.compute.diagnosing import recorded, remarks
+from copick_cryosam.compute.embeddings import TomogramEmbeddings
 from copick_cryosam.compute.faults import detached, naming
 from copick_cryosam.compute.outcomes import Listener, Outcome, Search, Summary
 from copick_cryosam.compute.request import asked_for, is_stale
 from copick_cryosam.compute.seeds import agreed, inside
 from copick_cryosam.config import Settings
 from copick_cryosam.errors import CryosamError, InputError
+from copick_cryosam.io.features import check_encoder
 from copick_cryosam.io.job import Job, same_spacing
 from copick_cryosam.io.project import open_project
 from copick_cryosam.io.volume import TomogramVolume
@@ -24,6 +27,7 @@ from copick_cryosam.io.writing import OutputState, Writer
 from copick_cryosam.types import Grid, VoxelPoints
 
 if TYPE_CHECKING:
+    from copick_cryosam.diagnosis import SeedDiagnosis
     from copick_cryosam.matching import Query
     from copick_cryosam.pipeline import CryoSAM, Found, Seeded, Tomogram
 
@@ -68,11 +72,13 @@ def run_job(job: Job, settings: Settings, listener: Listener | None = None) -> S
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Target:
-    """What is looked for, and which seeds could not be used."""
+    """What is looked for, and which seeds could not be used or are suspicious."""
 
     query: Query
     seeded: Sequence[Seeded]
     polarity: str
+    diagnosis: Sequence[SeedDiagnosis]
+    voxel_spacing: float
     failures: dict[str, CryosamError]
 
 
@@ -90,6 +96,8 @@ class _Work:
 
     def __init__(self, job: Job, settings: Settings, listener: Listener) -> None:
         self.job, self.settings, self.listener = job, settings, listener
+        if job.keep_embeddings:
+            check_encoder(settings.encoder.name)
         self.project = open_project(job.config)
         self.runs = self.project.select_runs(job.runs)
         self.radius = self.project.object(job.seeds.object_name).radius
@@ -131,6 +139,7 @@ class _Work:
             overlay=self.project.overlay,
             polarity=None if target is None else target.polarity,
             seed_failures={run: error for run, error in failures.items() if run not in self.pending},
+            seed_remarks=() if target is None else tuple(remarks(target.diagnosis, target.voxel_spacing)),
         )
 
     def in_search_order(self) -> list[str]:
@@ -174,7 +183,18 @@ class _Work:
         if self.seeds.negative and not negatives:
             raise next(iter(failures.values()))
         query = self.model.query(list(seeded.values()), list(negatives.values()))
-        return _Target(query=query, seeded=list(seeded.values()), polarity=decided, failures=failures)
+        assert self._spacing is not None
+        target = _Target(
+            query=query,
+            seeded=list(seeded.values()),
+            polarity=decided,
+            diagnosis=self.model.diagnose(seeded),
+            voxel_spacing=self._spacing[1],
+            failures=failures,
+        )
+        for remark in remarks(target.diagnosis, target.voxel_spacing):
+            logger.warning("%s", remark)
+        return target
 
     def _read_seeds_of(self, run: str, polarity: str | None) -> tuple[str, dict[str, Seeded], dict[str, Seeded]]:
         """Polarity, seeds and negatives of a run. The tomogram is not returned: a caller would keep it alive."""
@@ -223,6 +243,7 @@ class _Work:
                 seeds=VoxelPoints(np.empty((0, 3))) if seeds is None else grid.to_voxels(seeds),
                 radius=self.radius,
                 models=self.models,
+                diagnosis=[one for one in target.diagnosis if one.run == run],
             ),
         )
 
@@ -269,6 +290,18 @@ class _Work:
             polarity=polarity,
             voxel_spacing=spacing,
             progress=self.listener.progress,
+            stored=TomogramEmbeddings(
+                self.project,
+                run,
+                self.job.tomogram,
+                data,
+                volume.grid,
+                self.model.encoder,
+                self.model.device,
+                reuse=self.job.reuse_embeddings,
+                keep=self.job.keep_embeddings,
+                progress=self.listener.progress,
+            ),
         )
         self._opened = _Opened(run=run, tomogram=tomogram, grid=volume.grid)
         return self._opened
@@ -285,6 +318,7 @@ class _Work:
                 "proposals": len(found.proposals),
                 "decodes": found.decodes,
                 "unused_seed_runs": sorted(target.failures),
+                "seed_diagnosis": recorded(target.diagnosis, target.voxel_spacing),
             },
         }
 

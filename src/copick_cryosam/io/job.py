@@ -164,6 +164,8 @@ class Job:
     negatives : picks of what is not wanted
     roi : segmentation outside of which nothing is picked
     overwrite : replace results that exist
+    reuse_embeddings : use stored embeddings of a tomogram where they match
+    keep_embeddings : store those that are computed, in place of such that do not match
     """
 
     config: str
@@ -176,6 +178,8 @@ class Job:
     negatives: PicksUri | None = None
     roi: SegmentationUri | None = None
     overwrite: bool = False
+    reuse_embeddings: bool = True
+    keep_embeddings: bool = False
 
     @classmethod
     def create(
@@ -192,6 +196,8 @@ class Job:
         negatives: str | None = None,
         roi: str | None = None,
         overwrite: bool = False,
+        reuse_embeddings: bool = True,
+        keep_embeddings: bool = False,
     ) -> Job:
         """Parse the URIs and fill the defaults.
 
@@ -231,12 +237,15 @@ class Job:
             negatives=against,
             roi=None if roi is None else SegmentationUri.parse(roi, "ROI URI"),
             overwrite=overwrite,
+            reuse_embeddings=reuse_embeddings,
+            keep_embeddings=keep_embeddings,
         )
 
     def identity(self) -> dict[str, Any]:
         """What decides the result in one run, for the completion record; JSON types only.
 
-        Left out: where the project lies, which runs are searched and whether results are replaced.
+        Left out: where the project lies, which runs are searched, whether results are replaced, and whether
+        embeddings are stored: they are what would be computed.
         """
         return {
             "tomogram": str(self.tomogram),

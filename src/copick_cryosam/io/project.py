@@ -138,6 +138,11 @@ class Project:
         DataError
             Its metadata cannot be read.
         """
+        found = self.stored_tomogram(run, uri)
+        return open_tomogram(found, f"run {self._label(run)}, tomogram {_tomogram_name(found)}", level)
+
+    def stored_tomogram(self, run: str, uri: TomogramUri) -> Any:
+        """copick's object for a tomogram, errors as of `tomogram`; for the `io` package only."""
         stored = self._tomograms(run)
         wanted = [
             each
@@ -161,7 +166,7 @@ class Project:
                 f"run {self._label(run)}: expected one tomogram for {uri}, found {len(wanted)}: {matching}",
                 hint="Give type and spacing of one of them with -t",
             )
-        return open_tomogram(wanted[0], f"run {self._label(run)}, tomogram {_tomogram_name(wanted[0])}", level)
+        return wanted[0]
 
     def seeds(self, job: Job) -> Seeds:
         """The labelled particles that the job names, in its seed runs; picks the job writes are never among them.

@@ -1,4 +1,4 @@
-"""A gallery of picks by score, each cut through its centre in three planes."""
+"""A gallery of picks by score, and the seeds, each cut through its centre in three planes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from copick_cryosam.report.model import RunReport
 from copick_cryosam.report.planes import encode_image, grey_levels, outline, verdicts
 from copick_cryosam.types import Instance, Volume
 
-__all__ = ["GalleryGroup", "GalleryItem", "gallery", "groups_by_score"]
+__all__ = ["GalleryGroup", "GalleryItem", "gallery", "groups_by_score", "seed_images"]
 
 _PER_GROUP = 6
+_SEEDS = 24
 _MARGIN = 2.0
 """Half the edge of a crop in object radii."""
 
@@ -74,15 +75,28 @@ def groups_by_score(
     return [(name, members) for name, members in named if members]
 
 
+def seed_images(run: RunReport, volume: Volume) -> list[str | None]:
+    """A strip of the three planes (xy, xz, yz) through each seed, as a data URI; None after the first `_SEEDS`."""
+    centres = np.floor(run.seeds.zyx + 0.5).astype(int)
+    images: list[str | None] = [_strip(run, volume, centre)[0] for centre in centres[:_SEEDS]]
+    return images + [None] * (len(centres) - len(images))
+
+
+def _strip(run: RunReport, volume: Volume, centre: NDArray[np.int64]) -> tuple[str, int]:
+    """The three planes through a voxel side by side, and the edge of each in voxels."""
+    half = max(4, round(_MARGIN * run.radius_vox))
+    crop = _crop(volume, centre - half, 2 * half + 1)
+    low, high = np.nanpercentile(crop, (0.5, 99.5)) if np.isfinite(crop).any() else (0.0, 1.0)
+    strip = np.concatenate([grey_levels(np.take(crop, half, axis=axis), low, high) for axis in range(3)], axis=1)
+    return encode_image(strip, quality=85), 2 * half + 1
+
+
 def _item(run: RunReport, volume: Volume, index: int, rank: int, verdict: str) -> GalleryItem:
     one = run.instances[index]
     centre = np.floor(np.array(one.centroid_zyx) + 0.5).astype(int)
-    half = max(4, round(_MARGIN * run.radius_vox))
-    edge = 2 * half + 1
-    crop = _crop(volume, centre - half, edge)
-    low, high = np.nanpercentile(crop, (0.5, 99.5)) if np.isfinite(crop).any() else (0.0, 1.0)
+    image, edge = _strip(run, volume, centre)
+    half = edge // 2
     mask = _crop_mask(one, centre - half, edge)
-    strip = np.concatenate([grey_levels(np.take(crop, half, axis=axis), low, high) for axis in range(3)], axis=1)
     contours = [outline(np.take(mask, half, axis=axis), 0, axis * edge) for axis in range(3)]
     z, y, x = (value * run.grid.voxel_spacing for value in one.centroid_zyx)
     return GalleryItem(
@@ -92,7 +106,7 @@ def _item(run: RunReport, volume: Volume, index: int, rank: int, verdict: str) -
         size_nm3=one.size * (run.grid.voxel_spacing / 10) ** 3,
         position_angstrom=(x, y, z),
         verdict=verdict,
-        image=encode_image(strip, quality=85),
+        image=image,
         edge=edge,
         contours=[path for path in contours if path],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from copick_cryosam.diagnosis import SeedDiagnosis
 from copick_cryosam.errors import InputError
 from copick_cryosam.evaluation import LocalizationScores
 from copick_cryosam.types import AngstromPoints, FloatArray, Grid, Instance, Volume, VoxelPoints
@@ -30,7 +31,8 @@ class RunReport:
     threshold : the score from which picks were kept, None where it is not one of the picks' scores
     candidates : shape (N,), how well every proposed point matched, whether it became a pick or not
     candidate_threshold : the match from which candidates were segmented
-    notes : remarks on this run, such as the diagnosis of its seeds
+    notes : remarks on this run
+    diagnosis : what the seeds say of each other, one for each of `seeds`; none where it was not made
     """
 
     run_name: str
@@ -47,11 +49,16 @@ class RunReport:
     candidates: FloatArray | None = None
     candidate_threshold: float | None = None
     notes: Sequence[str] = ()
+    diagnosis: Sequence[SeedDiagnosis] = ()
 
     def __post_init__(self) -> None:
         if not self.radius_angstrom > 0:
             found = self.radius_angstrom
             raise InputError(f"radius: expected a positive number of Å, found {found}", hint="Set the object's radius")
+        if self.diagnosis and len(self.diagnosis) != len(self.seeds):
+            raise ValueError(
+                f"diagnosis: expected one for each of {len(self.seeds)} seeds, found {len(self.diagnosis)}"
+            )
         if len(self.color) < 3 or not all(0 <= part <= 255 for part in self.color):
             raise InputError(f"color: expected 3 numbers from 0 to 255, found {self.color}", hint="Set the color")
 

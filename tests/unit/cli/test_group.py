@@ -36,7 +36,7 @@ def test_commands_are_listed_without_import() -> None:
 def test_short_help_is_that_of_the_command() -> None:
     context = click.Context(cryosam)
     assert isinstance(cryosam, LazyGroup)
-    assert cryosam.list_commands(context) == ["demo", "info", "models"]
+    assert cryosam.list_commands(context) == ["demo", "discover", "embed", "info", "models"]
     found = cryosam.get_command(context, "info")
     assert found is not None
     assert found.name == "info"
