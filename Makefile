@@ -3,13 +3,14 @@
 
 PYTHON3 ?= python3
 WORKERS ?= 2
+TEMPLATES ?= ../shared/data/templates
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CODE := src tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-foundation microtubule clean
+.PHONY: help install demo test lint format bench bench-foundation microtubule figures clean
 
 help:
 	@echo "make demo             simulate a small project, pick from one click, leave demo/report.html"
@@ -19,6 +20,7 @@ help:
 	@echo "make bench            measure speed and memory"
 	@echo "make bench-foundation SAM and DINOv2 against the published code's loop, random weights"
 	@echo "make microtubule      figures on a real tomogram, where ../shared/data holds it"
+	@echo "make figures          quality of the picks over seeds, noise and conditions, into docs/figures (a quarter of an hour)"
 	@echo "make clean            remove .venv, demo and caches"
 
 install: $(INSTALLED)
@@ -64,6 +66,12 @@ bench-foundation: $(INSTALLED)
 
 microtubule: $(INSTALLED)
 	$(BIN)/python tests/e2e/microtubule.py
+
+# TEMPLATES holds density maps as MRC files of 10 Å voxels.
+figures: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m copick_cryosam.pretraining.measure_curves \
+		--templates $(TEMPLATES) --out docs/figures --json docs/figures/curves.json \
+		--readme README.md --threads $(WORKERS)
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

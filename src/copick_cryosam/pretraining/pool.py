@@ -82,19 +82,21 @@ def draw_shapes(rng: np.random.Generator, kinds: int, maps: Sequence[Shape]) -> 
     return shapes
 
 
-def draw_sample(rng: np.random.Generator, maps: Sequence[Shape]) -> Sample:
+def draw_sample(
+    rng: np.random.Generator, maps: Sequence[Shape], shape_zyx: tuple[int, int, int] = SAMPLE_SHAPE
+) -> Sample:
     """Simulate one sample: 3 to 6 kinds, clutter, one set of imaging conditions."""
     kinds = int(rng.integers(3, 7))
     shapes = draw_shapes(rng, kinds, maps)
     imaging = random_imaging(rng)
     crowding = rng.uniform(0.25, 1.0)
-    volume = float(np.prod(SAMPLE_SHAPE))
+    volume = float(np.prod(shape_zyx))
     counts = tuple(max(3, min(24, round(crowding * 0.35 * volume / kinds / (4.2 * s.radius**3)))) for s in shapes)
     volumes, labels, clutters = [], [], []
     truth: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
     for _ in range(2):
         scene = Scene(
-            shape_zyx=SAMPLE_SHAPE,
+            shape_zyx=shape_zyx,
             counts=counts,
             membranes=int(rng.integers(0, 3)),
             filaments=int(rng.choice([0, 0, 1, 2])),
@@ -157,6 +159,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--templates", type=Path, default=None)
     parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--shape", type=int, nargs=3, default=SAMPLE_SHAPE, help="voxels, z y x")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     maps = training_maps(arguments.templates)
@@ -165,7 +168,7 @@ def main() -> None:
         path = arguments.folder / f"sample-{index:05d}.npz"
         if not path.exists():
             # a generator of its own for each sample: any one of them can be made again alone
-            save_sample(draw_sample(np.random.default_rng([arguments.seed, index]), maps), path)
+            save_sample(draw_sample(np.random.default_rng([arguments.seed, index]), maps, tuple(arguments.shape)), path)
             print(f"sample {index}  {time.perf_counter() - began:.0f} s", flush=True)
 
 
