@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from copick_cryosam.errors import InputError
-from copick_cryosam.types import VoxelPoints
+from copick_cryosam.types import Instance, VoxelPoints
 from copick_cryosam.wedge import Wedge
 
 LEAST_MEASURED = 0.05
@@ -138,6 +138,66 @@ def average(
         resolution_05=resolution(fsc, frequencies, 0.5),
         count=len(ranked),
         voxel_spacing=voxel_spacing,
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Particles:
+    """Picks of one tomogram cut out for an average, best first.
+
+    Attributes
+    ----------
+    boxes : float32, shape (N, E, E, E)
+    offsets : of the particles' centres from voxel E // 2, shape (N, 3)
+    rotations : R, shape (N, 3, 3)
+    wedge : of the tomogram
+    """
+
+    boxes: torch.Tensor
+    offsets: torch.Tensor
+    rotations: NDArray[np.float64]
+    wedge: Wedge
+
+
+def cut_particles(
+    volume: NDArray[np.float32], instances: Sequence[Instance], radius_vox: float, wedge: Wedge, most: int
+) -> Particles:
+    """The best instances that have a pose, in boxes of four radii.
+
+    An instance that is as likely wrong as right is left out: it would blur the average.
+    """
+    chosen = [(one, one.pose) for one in instances if one.pose is not None and one.expected_precision >= 0.5][:most]
+    edge = max(LEAST_EDGE, math.ceil(4 * radius_vox)) | 1
+    centres = VoxelPoints(np.array([pose.centre_zyx for _, pose in chosen], dtype=np.float64).reshape(-1, 3))
+    boxes, offsets = cut_boxes(torch.from_numpy(volume), centres, edge)
+    rotations = np.array([pose.rotation for _, pose in chosen], dtype=np.float64).reshape(-1, 3, 3)
+    return Particles(boxes=boxes, offsets=offsets, rotations=rotations, wedge=wedge)
+
+
+def average_of(parts: Sequence[Particles], voxel_spacing: float, radius_vox: float) -> Average:
+    """The average of the particles of several tomograms, in turn from each, so that both halves hold all of them.
+
+    Raises
+    ------
+    InputError
+        There is no particle.
+    """
+    solid = [part for part in parts if len(part.boxes)]
+    if not solid:
+        raise InputError(
+            "average: expected at least one pick of an expected precision of 0.5 with an orientation, found none",
+            hint="Give more seeds, or leave --output-average out",
+        )
+    ranks = np.concatenate([np.arange(len(part.boxes)) for part in solid])
+    order = np.argsort(ranks, kind="stable")
+    wedges = [part.wedge for part in solid for _ in range(len(part.boxes))]
+    return average(
+        torch.cat([part.boxes for part in solid])[torch.from_numpy(order)],
+        np.concatenate([part.rotations for part in solid])[order],
+        [wedges[i] for i in order],
+        voxel_spacing=voxel_spacing,
+        offsets=torch.cat([part.offsets for part in solid])[torch.from_numpy(order)],
+        mask_radius=1.2 * radius_vox,
     )
 
 

@@ -71,7 +71,11 @@ def calibrate(proposals: Proposals, seed_scores: FloatArray, min_precision: floa
                 hint="Leave --min-precision out, or limit the picks by --max-picks",
             )
         return Calibration(expected_precision=np.full(len(scores), np.nan), threshold=-np.inf, kept=len(scores))
-    precision = mixture_precision(scores, seed_scores)
+    return stop_at(mixture_precision(scores, seed_scores), scores, min_precision)
+
+
+def stop_at(precision: FloatArray, scores: FloatArray, min_precision: float | None) -> Calibration:
+    """Where to stop, once the expected precision is known; both fall with the rank. See `calibrate`."""
     kept = expected_f1_optimum(precision) if min_precision is None else int((precision >= min_precision).sum())
     threshold = float(scores[kept - 1]) if kept else float("inf")
     return Calibration(expected_precision=precision, threshold=threshold, kept=kept)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from copick_cryosam.errors import InputError
 
@@ -145,6 +145,9 @@ class MatchingSettings(_Settings):
 class AlignmentSettings(_Settings):
     """The second look: how candidates are turned against the seeds."""
 
+    second_look: bool | None = Field(
+        None, description="none: where encoder and matching are those that its ranking was learned with"
+    )
     rotations: int = Field(1500, ge=24, le=100_000, description="orientations tried, spread evenly")
     limit: float = Field(6.0, ge=2, le=12, description="highest frequency compared, cycles per box of 3.2 radii")
     shift: int = Field(1, ge=0, le=3, description="shifts tried along each axis, samples of 0.128 radii")
@@ -191,6 +194,25 @@ class Settings(_Settings):
     instances: InstanceSettings = InstanceSettings()
     polarity: Polarity = "auto"
     device: Device = "auto"
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether candidates get a second look."""
+        return self._learned if self.alignment.second_look is None else self.alignment.second_look
+
+    @property
+    def _learned(self) -> bool:
+        matching = self.matching
+        return self.encoder.name == "embednet" and (matching.strategy, matching.whitening) == ("exhaustive", "none")
+
+    @model_validator(mode="after")
+    def _second_look_knows_its_scores(self) -> Settings:
+        if self.alignment.second_look and not self._learned:
+            raise ValueError(
+                "alignment.second_look: expected the encoder embednet, exhaustive matching and no whitening, "
+                "with which its ranking was learned"
+            )
+        return self
 
 
 PRESETS: dict[str, Settings] = {

@@ -72,7 +72,8 @@ def surfaces(volume: NDArray[np.float32], features: DenseFeatures, points: Voxel
         np.array(features.grid.shape) - 1,
     ).reshape(places.shape)
     voxels = np.clip(np.round(places).astype(int), 0, np.array(volume.shape) - 1)
-    values = features.values[(slice(None), *(torch.from_numpy(cells[..., axis]) for axis in range(3)))]
+    z, y, x = (torch.from_numpy(cells[..., axis]) for axis in range(3))
+    values = features.values[:, z, y, x]
     mean = values.float().mean(dim=-1).permute(1, 2, 0).cpu().numpy()
     at = tuple(np.moveaxis(cells, -1, 0))
     middle = np.clip(np.round(features.grid.to_cells(points)).astype(int), 0, np.array(features.grid.shape) - 1)

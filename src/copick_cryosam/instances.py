@@ -14,7 +14,7 @@ from copick_cryosam.config import InstanceSettings
 from copick_cryosam.errors import SeedError
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
 from copick_cryosam.suppression import survivors
-from copick_cryosam.types import FloatArray, Instance, centroids
+from copick_cryosam.types import FloatArray, Instance, Pose, centroids
 
 __all__ = ["best_first", "drop_duplicates", "drop_wrong_sizes", "from_masks", "select"]
 
@@ -28,21 +28,28 @@ def from_masks(
     similarity: FloatArray,
     expected_precision: FloatArray | None = None,
     *,
+    scores: FloatArray | None = None,
+    poses: Sequence[Pose] | None = None,
     rank_by: Literal["similarity", "product"] = "product",
 ) -> list[Instance]:
     """Instances from masks and the similarity of their prompts, in the same order.
 
-    The score is the similarity, or similarity x confidence (`product`). In the product a similarity below zero
-    counts as zero: otherwise the surest mask of a dissimilar object would rank last but the poorest one first.
+    The score is that of the second look, where there was one; otherwise the similarity. `product` multiplies either
+    with the confidence; there a similarity below zero counts as zero: otherwise the surest mask of a dissimilar
+    object would rank last but the poorest one first.
 
     Parameters
     ----------
     masks : N masks of `cross_plane.segment`; those in which nothing was found give empty instances
     similarity : shape (N,), -1 to 1
     expected_precision : shape (N,), 0 to 1; None where nothing was calibrated
+    scores : shape (N,), what matching ranks by after the second look; None: the similarity
+    poses : N orientations; None where there are none
     """
     if expected_precision is None:
         expected_precision = np.full(len(masks), np.nan)
+    ranks = similarity if scores is None else scores
+    turned: Sequence[Pose | None] = [None] * len(masks) if poses is None else poses
     return [
         Instance(
             mask=one.mask,
@@ -50,10 +57,11 @@ def from_masks(
             prompt_zyx=one.prompt_zyx,
             similarity=float(alike),
             confidence=one.confidence,
-            score=float(alike) if rank_by == "similarity" else max(float(alike), 0.0) * one.confidence,
+            score=float(rank) if rank_by == "similarity" else max(float(rank), 0.0) * one.confidence,
             expected_precision=float(precision),
+            pose=pose,
         )
-        for one, alike, precision in zip(masks, similarity, expected_precision, strict=True)
+        for one, alike, precision, rank, pose in zip(masks, similarity, expected_precision, ranks, turned, strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ particles = model.pick(volume, seeds_zyx=[[40, 210, 96]], radius_vox=9)
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,20 +18,27 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from copick_cryosam import instances as selection
-from copick_cryosam.calibration import calibrate
+from copick_cryosam.alignment import Aligned, Aligner
+from copick_cryosam.averaging import Particles, cut_particles
+from copick_cryosam.calibration import Calibration, calibrate, stop_at
 from copick_cryosam.config import Device, Settings, override, preset
 from copick_cryosam.contrast import brighten, check, decide_polarity, standardise
 from copick_cryosam.devices import resolve_device
 from copick_cryosam.diagnosis import SeedDiagnosis, SeedEvidence, Surroundings, diagnose, surroundings_of
 from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.errors import InputError, SeedError
-from copick_cryosam.features import EmbeddingStore, Features
+from copick_cryosam.features import DenseFeatures, EmbeddingStore, Features
 from copick_cryosam.matching import Query, merge_queries, propose, scores_near, whiten_dense
 from copick_cryosam.polarity import foreground_both_ways
+from copick_cryosam.ranker import Rankers, load_rankers
+from copick_cryosam.second_look import Look, SeedLook, look_again, look_at_seeds, reference_of
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import segment
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
-from copick_cryosam.types import Grid, Instance, Progress, Proposals, VoxelPoints
+from copick_cryosam.types import Grid, Instance, Pose, Progress, Proposals, VoxelPoints, centroids
+from copick_cryosam.wedge import DEFAULT_WEDGE, Wedge, estimate_wedge
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,12 +51,14 @@ class Tomogram:
     polarity : how particles looked before, dark or light
     features : of the encoder, whitened for matching
     voxel_spacing : Å, None where unknown
+    wedge : what its tilt series measured; the default where there is no second look
     """
 
     volume: NDArray[np.float32]
     polarity: str
     features: Features
     voxel_spacing: float | None
+    wedge: Wedge = DEFAULT_WEDGE
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,12 +71,14 @@ class Seeded:
     features : mean feature over the mask of each seed that has one; shape (N, C), N >= 1
     scores : how well the seeds match a query of their own, for calibration; shape (M,), M >= 1
     surroundings : features around the seeds and elsewhere, for their diagnosis; None where none is wanted
+    look : the seeds with a mask as the second look sees them; None where there is no second look
     """
 
     instances: list[Instance]
     features: NDArray[np.float32]
     scores: NDArray[np.float64]
     surroundings: Surroundings | None = None
+    look: SeedLook | None = None
 
     @property
     def weighted(self) -> list[tuple[NDArray[np.float32], int]]:
@@ -87,6 +99,22 @@ class Seeded:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Ranked:
+    """Proposals of one tomogram in their final order, before any is segmented.
+
+    Attributes
+    ----------
+    proposals : best first; the score is the expected precision where there was a second look
+    calibration : expected precision of each, and where to stop
+    poses : of each proposal, from the second look; empty without one
+    """
+
+    proposals: Proposals
+    calibration: Calibration
+    poses: list[Pose]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Found:
     """What a search of one tomogram gave.
 
@@ -98,6 +126,8 @@ class Found:
     threshold : the score under which proposals were left out
     decodes : plane prompts decoded
     seconds : wall-clock time by stage
+    particles : boxes and poses of the surest picks, for an average; None where none was asked for
+    wedge : that the second look respected; None without one
     """
 
     instances: list[Instance]
@@ -106,6 +136,8 @@ class Found:
     threshold: float
     decodes: int
     seconds: dict[str, float] = field(default_factory=dict)
+    particles: Particles | None = None
+    wedge: Wedge | None = None
 
 
 class CryoSAM:
@@ -116,6 +148,7 @@ class CryoSAM:
         self.segmenter = segmenter
         self.settings = settings
         self.device = device
+        self.rankers: Rankers | None = load_rankers() if settings.looks_again else None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> CryoSAM:
@@ -210,13 +243,14 @@ class CryoSAM:
                 hint="Give Å per voxel, or leave it out",
             )
         prepared, found = self._prepare(volume, seeds, radius_vox, polarity, voxel_spacing)
+        wedge = self._wedge(volume)
         features = None if stored is None else stored.load(found)
         if features is None:
             features = self.encoder.encode(prepared, voxel_spacing=voxel_spacing, progress=progress)
             if stored is not None:
                 stored.keep(found, features)
         whiten_dense(features, self.settings.matching)
-        return Tomogram(volume=prepared, polarity=found, features=features, voxel_spacing=voxel_spacing)
+        return Tomogram(volume=prepared, polarity=found, features=features, voxel_spacing=voxel_spacing, wedge=wedge)
 
     def polarity(
         self,
@@ -229,16 +263,26 @@ class CryoSAM:
         """How particles look, dark or light, without encoding the tomogram; parameters and errors as of `open`."""
         return self._prepare(volume, seeds, radius_vox, None, voxel_spacing)[1]
 
-    def seed(self, tomogram: Tomogram, seeds: VoxelPoints, radius_vox: float) -> Seeded:
+    def seed(
+        self,
+        tomogram: Tomogram,
+        seeds: VoxelPoints,
+        radius_vox: float,
+        *,
+        instances: Sequence[Instance] | None = None,
+    ) -> Seeded:
         """Segment the seeds of a tomogram and pool their features (eqs. 1 to 4).
+
+        Parameters
+        ----------
+        instances : of the seeds, where they were segmented before; what one gives does not depend on the others
 
         Raises
         ------
         SeedError
             No seed gave a mask.
         """
-        masks = self._segment(tomogram.volume, seeds, radius_vox, None, sure=True)
-        found = selection.from_masks(masks, np.ones(len(masks)))
+        found = self.segment_seeds(tomogram, seeds, radius_vox) if instances is None else list(instances)
         solid = [one for one in found if one.size]
         if not solid:
             raise SeedError(
@@ -249,12 +293,19 @@ class CryoSAM:
         weighted = list(zip(features, [one.size for one in solid], strict=True))
         matching = self.settings.matching
         own = propose(tomogram.features, merge_queries(weighted, [], matching), radius_vox, matching)
+        scores = scores_near(own, seeds, radius_vox)
         return Seeded(
             instances=found,
             features=features,
-            scores=scores_near(own, seeds, radius_vox),
+            scores=scores,
             surroundings=surroundings_of(tomogram.features, seeds, radius_vox, tomogram.volume.shape),
+            look=self._look_at_seeds(tomogram, centroids(solid), scores, radius_vox),
         )
+
+    def segment_seeds(self, tomogram: Tomogram, seeds: VoxelPoints, radius_vox: float) -> list[Instance]:
+        """One instance for each seed, empty where it could not be segmented."""
+        masks = self._segment(tomogram.volume, seeds, radius_vox, None, sure=True)
+        return selection.from_masks(masks, np.ones(len(masks)))
 
     def diagnose(self, seeded: Mapping[str, Seeded]) -> list[SeedDiagnosis]:
         """What the seeds of all runs, by name, say of each other: see `copick_cryosam.diagnosis`."""
@@ -265,6 +316,38 @@ class CryoSAM:
         against = [feature for one in negatives for feature in one.features]
         return merge_queries([pair for one in seeded for pair in one.weighted], against, self.settings.matching)
 
+    def rank(
+        self,
+        tomogram: Tomogram,
+        query: Query,
+        seeded: Sequence[Seeded],
+        radius_vox: float,
+        *,
+        roi: NDArray[np.bool_] | None = None,
+    ) -> Ranked:
+        """Propose, look again and calibrate in one tomogram (eqs. 5 and 6, and METHOD of the second look)."""
+        proposals = propose(tomogram.features, query, radius_vox, self.settings.matching, roi)
+        least = self.settings.instances.min_precision
+        looks = [one.look for one in seeded if one.look is not None]
+        if self.rankers is None or not looks or len(proposals) == 0:
+            seed_scores = np.concatenate([one.scores for one in seeded])
+            calibration = calibrate(proposals, seed_scores, least)
+            return Ranked(proposals=proposals, calibration=calibration, poses=[])
+        proposals = proposals[: self.settings.alignment.candidates]
+        look = self._look_again(tomogram, proposals, looks, radius_vox)
+        precision = self.rankers.probability(look.second, "second")
+        order = np.argsort(-precision, kind="stable")
+        ranked = Proposals(
+            points=VoxelPoints(proposals.points.zyx[order]),
+            similarity=proposals.similarity[order],
+            score=precision[order],
+        )
+        return Ranked(
+            proposals=ranked,
+            calibration=stop_at(ranked.score, ranked.score, least),
+            poses=_poses(proposals.points, look.aligned, order),
+        )
+
     def search(
         self,
         tomogram: Tomogram,
@@ -274,19 +357,30 @@ class CryoSAM:
         *,
         roi: NDArray[np.bool_] | None = None,
         progress: Progress | None = None,
+        boxes: int = 0,
     ) -> Found:
-        """Propose, calibrate, segment and select in one tomogram (eqs. 5 and 6, then 1 and 2 again)."""
+        """Rank, segment and select in one tomogram (eqs. 5 and 6, then 1 and 2 again).
+
+        Parameters
+        ----------
+        boxes : how many of the surest picks to cut out for an average
+        """
         seconds: dict[str, float] = {}
         with _timed(seconds, "match"):
-            proposals = propose(tomogram.features, query, radius_vox, self.settings.matching, roi)
-        with _timed(seconds, "calibrate"):
-            seed_scores = np.concatenate([one.scores for one in seeded])
-            calibration = calibrate(proposals, seed_scores, self.settings.instances.min_precision)
+            ranked = self.rank(tomogram, query, seeded, radius_vox, roi=roi)
+        proposals, calibration = ranked.proposals, ranked.calibration
         kept = proposals[: calibration.kept][: self.settings.matching.max_proposals]
         precision = calibration.expected_precision[: len(kept)]
         with _timed(seconds, "segment"):
             masks = self._segment(tomogram.volume, kept.points, radius_vox, progress)
-            found = selection.from_masks(masks, kept.similarity, precision, rank_by=self.settings.instances.rank_by)
+            found = selection.from_masks(
+                masks,
+                kept.similarity,
+                precision,
+                scores=kept.score if ranked.poses else None,
+                poses=ranked.poses[: len(kept)] or None,
+                rank_by=self.settings.instances.rank_by,
+            )
             seeds = [one for some in seeded for one in some.instances]
             chosen = selection.select(found, seeds, radius_vox, self.settings.instances)
         return Found(
@@ -296,7 +390,54 @@ class CryoSAM:
             threshold=calibration.threshold,
             decodes=sum(mask.decodes for mask in masks),
             seconds=seconds,
+            particles=cut_particles(tomogram.volume, chosen, radius_vox, tomogram.wedge, boxes) if boxes else None,
+            wedge=tomogram.wedge if ranked.poses else None,
         )
+
+    def _look_at_seeds(
+        self, tomogram: Tomogram, points: VoxelPoints, scores: NDArray[np.float64], radius_vox: float
+    ) -> SeedLook | None:
+        if self.rankers is None or not isinstance(tomogram.features, DenseFeatures):
+            return None
+        aligner = Aligner(radius_vox, self.settings.alignment, self.device)
+        return look_at_seeds(aligner, tomogram.volume, tomogram.features, points, scores, tomogram.wedge, radius_vox)
+
+    def _look_again(
+        self, tomogram: Tomogram, proposals: Proposals, looks: Sequence[SeedLook], radius_vox: float
+    ) -> Look:
+        assert self.rankers is not None
+        assert isinstance(tomogram.features, DenseFeatures)
+        aligner = Aligner(radius_vox, self.settings.alignment, self.device)
+        return look_again(
+            aligner,
+            tomogram.volume,
+            tomogram.features,
+            tomogram.wedge,
+            proposals,
+            reference_of(aligner, looks),
+            radius_vox,
+            partial(self.rankers.probability, which="first"),
+        )
+
+    def _wedge(self, volume: NDArray[np.float32]) -> Wedge:
+        """As the settings say, else from the tomogram's spectrum, else the default."""
+        given, axis = self.settings.alignment.tilt_range, self.settings.alignment.tilt_axis
+        if self.rankers is None:
+            return DEFAULT_WEDGE
+        if given is not None and axis is not None:
+            return Wedge(given[0], given[1], axis)
+        found = estimate_wedge(volume)
+        low, high = given or (found.tilt_min, found.tilt_max)
+        wedge = Wedge(low, high, axis or found.axis, found.estimated, found.quality)
+        if not found.estimated:
+            logger.warning(
+                "missing wedge: the power spectrum does not tell; tilts of %g to %g degrees around %s are assumed "
+                "(settings alignment.tilt_range and tilt_axis)",
+                low,
+                high,
+                wedge.axis,
+            )
+        return wedge
 
     def _prepare(
         self,
@@ -347,6 +488,13 @@ def _check_seeds(seeds: VoxelPoints, shape: tuple[int, ...]) -> None:
             f"the first at ({first[0]:.0f}, {first[1]:.0f}, {first[2]:.0f})",
             hint="Check the axis order (z, y, x in voxels; x, y, z in Å) and the voxel spacing",
         )
+
+
+def _poses(points: VoxelPoints, aligned: Aligned, order: NDArray[np.int64]) -> list[Pose]:
+    centres = points.zyx + aligned.shifts
+    return [
+        Pose(rotation=aligned.rotations[i], centre_zyx=(centres[i][0], centres[i][1], centres[i][2])) for i in order
+    ]
 
 
 @contextmanager

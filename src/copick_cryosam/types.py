@@ -112,6 +112,20 @@ class Proposals:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Pose:
+    """How a particle lies: particle(x) = reference(R^T (x - c)).
+
+    Attributes
+    ----------
+    rotation : R, reference to tomogram, shape (3, 3), acting on (z, y, x) columns
+    centre_zyx : c, voxels of the tomogram
+    """
+
+    rotation: FloatArray
+    centre_zyx: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Instance:
     """One segmented particle, its mask cropped to its bounding box.
 
@@ -124,6 +138,7 @@ class Instance:
     confidence : how sure the segmenter is of the mask, 0 to 1 (predicted IoU x agreement of the axes)
     score : what the picks are ranked by, see `InstanceSettings.rank_by` (CryoSAM itself has none)
     expected_precision : calibrated probability of being a true pick, NaN where there was nothing to calibrate
+    pose : orientation relative to the first seed, None where there was no second look
     """
 
     mask: NDArray[np.bool_]
@@ -133,6 +148,7 @@ class Instance:
     confidence: float
     score: float
     expected_precision: float = float("nan")
+    pose: Pose | None = None
 
     @property
     def size(self) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from copick_cryosam.cli.errors import one_line_errors
 
 if TYPE_CHECKING:
     from copick_cryosam.compute import Plan, Summary
+    from copick_cryosam.compute.outcomes import AverageOutcome
     from copick_cryosam.config import Settings
     from copick_cryosam.io.job import Job
 
@@ -77,6 +79,12 @@ class _PresetChoice(click.Choice[str]):
 @optgroup.option(
     "--matching", type=click.Choice(["exhaustive", "hierarchical"]), help="Matching strategy.  [default: the preset's]"
 )
+@optgroup.option(
+    "--second-look/--no-second-look",
+    default=None,
+    help="Turn candidates against the seeds and rank them anew; gives orientations.  "
+    "[default: with the embedded models]",
+)
 @optgroup.option("--max-picks", type=int, metavar="N", help="At most this many picks per tomogram.")
 @optgroup.option(
     "--min-precision",
@@ -117,6 +125,12 @@ class _PresetChoice(click.Choice[str]):
 @optgroup.option(
     "--reuse-embeddings/--no-reuse-embeddings", default=True, help="Use embeddings of the project where they match."
 )
+@optgroup.option(
+    "--output-average",
+    type=click.Path(dir_okay=False),
+    metavar="FILE.mrc",
+    help="Write the average of the surest picks of this call, its half maps and their FSC.",
+)
 @optgroup.option("--dry-run", is_flag=True, help="Show runs, memory and time; write nothing.")
 @optgroup.option(
     "--report", "report_path", type=click.Path(dir_okay=False), help="Write an HTML report on this call's runs."
@@ -137,6 +151,7 @@ def cryosam(
     overwrite: bool,
     keep_embeddings: bool,
     reuse_embeddings: bool,
+    output_average: str | None,
     dry_run: bool,
     report_path: str | None,
     debug: bool,
@@ -206,6 +221,7 @@ def cryosam(
         overwrite=overwrite,
         keep_embeddings=keep_embeddings,
         reuse_embeddings=reuse_embeddings,
+        output_average=output_average,
     )
     context = click.get_current_context()
     report = None if report_path is None else Path(report_path)
@@ -249,6 +265,7 @@ def _settings(
     sam_checkpoint: str | None,
     encoder: str | None,
     matching: str | None,
+    second_look: bool | None,
     max_picks: int | None,
     min_precision: float | None,
     polarity: str | None,
@@ -263,6 +280,7 @@ def _settings(
     given: dict[str, dict[str, Any]] = {
         "encoder": {"name": encoder},
         "matching": {"strategy": matching},
+        "alignment": {"second_look": second_look},
         "instances": {"max_picks": max_picks, "min_precision": min_precision},
     }
     stated: dict[str, Any] = {section: _stated(values) for section, values in given.items()}
@@ -324,6 +342,15 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.{1 if seconds < 36000 else 0}f} h"
 
 
+def _average_line(average: AverageOutcome) -> str:
+    if average.error is not None:
+        return f"Error: {' '.join(str(average.error).split())}"
+    halves = f"halves agree to {average.resolution:.0f} Å (FSC 0.143, biased by the common template)"
+    return f"Average: {average.path}, {average.particles} particles, " + (
+        halves if math.isfinite(average.resolution) else "too few for a resolution"
+    )
+
+
 def _print_summary(summary: Summary, job: Job) -> None:
     done, skipped, failed = (summary.runs(state) for state in ("done", "skipped", "failed"))
     for run, error in summary.seed_failures.items():
@@ -335,6 +362,8 @@ def _print_summary(summary: Summary, job: Job) -> None:
             f"Warning: made with other inputs or settings and not replaced: {', '.join(summary.stale)}. "
             "Search them again with --overwrite"
         )
+    if summary.average is not None:
+        click.echo(_average_line(summary.average), err=summary.average.error is not None)
     if done or skipped:
         masks = "" if job.output_segmentation is None else f", instance and binary masks {job.output_segmentation}"
         click.echo(f"Results: picks {job.output}{masks}, in {summary.overlay}")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from copick_cryosam.diagnosis import SeedDiagnosis
     from copick_cryosam.pipeline import Found
 
-__all__ = ["Listener", "Outcome", "Search", "Summary", "Task"]
+__all__ = ["AverageOutcome", "Listener", "Outcome", "Search", "Summary", "Task"]
 
 Task = Literal["seeds", "search", "embed"]
 
@@ -62,6 +62,24 @@ class Outcome:
     search: Search | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class AverageOutcome:
+    """The average of the picks of a call.
+
+    Attributes
+    ----------
+    path : of the map
+    particles : averaged
+    resolution : Å, where the halves' correlation falls below 0.143; NaN where there is one particle only
+    error : why there is none
+    """
+
+    path: str
+    particles: int = 0
+    resolution: float = float("nan")
+    error: CryosamError | None = None
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Summary:
     """What became of a job.
@@ -73,6 +91,7 @@ class Summary:
     polarity : how particles look in these tomograms, dark or light; None where every run was skipped
     seed_failures : why seeds or negatives could not be used, by runs that were not to be searched themselves
     seed_remarks : a line on every seed that does not agree with the others or has no mask
+    average : what became of the average; None where none was asked for
     """
 
     outcomes: tuple[Outcome, ...]
@@ -80,6 +99,7 @@ class Summary:
     polarity: str | None = None
     seed_failures: Mapping[str, CryosamError] = field(default_factory=dict)
     seed_remarks: tuple[str, ...] = ()
+    average: AverageOutcome | None = None
 
     def runs(self, state: Literal["done", "skipped", "failed"]) -> tuple[str, ...]:
         """Names of the runs that ended so."""
@@ -93,7 +113,8 @@ class Summary:
     @property
     def succeeded(self) -> bool:
         """Whether every run is done or was before, with every seed used."""
-        return not self.runs("failed") and not self.seed_failures
+        averaged = self.average is None or self.average.error is None
+        return averaged and not self.runs("failed") and not self.seed_failures
 
 
 class Listener:

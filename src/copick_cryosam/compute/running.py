@@ -6,11 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from copick_cryosam.compute.averages import Averages
 from copick_cryosam.compute.diagnosing import recorded, remarks
 from copick_cryosam.compute.embeddings import TomogramEmbeddings
 from copick_cryosam.compute.faults import detached, naming
@@ -67,7 +68,7 @@ def run_job(job: Job, settings: Settings, listener: Listener | None = None) -> S
             ended = work.search(run, target)
             work.listener.run_ended(ended)
             outcomes[run] = replace(ended, search=None)
-    return work.summary(outcomes, target)
+    return replace(work.summary(outcomes, target), average=work.averages.write())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -98,6 +99,7 @@ class _Work:
         self.job, self.settings, self.listener = job, settings, listener
         if job.keep_embeddings:
             check_encoder(settings.encoder.name)
+        self.averages = Averages(job, settings)
         self.project = open_project(job.config)
         self.runs = self.project.select_runs(job.runs)
         self.radius = self.project.object(job.seeds.object_name).radius
@@ -255,8 +257,15 @@ class _Work:
             opened = self._open(run, volume, None, target.polarity)
         radius_vox = self.radius / opened.grid.voxel_spacing
         found = self.model.search(
-            opened.tomogram, target.query, target.seeded, radius_vox, roi=roi, progress=self.listener.progress
+            opened.tomogram,
+            target.query,
+            target.seeded,
+            radius_vox,
+            roi=roi,
+            progress=self.listener.progress,
+            boxes=self.averages.boxes,
         )
+        self.averages.add(found.particles, opened.grid.voxel_spacing, radius_vox)
         # Painting the labels needs memory of its own.
         self._opened = None
         return found, opened.grid
@@ -314,6 +323,7 @@ class _Work:
             "device": str(self.model.device),
             "result": {
                 "polarity": target.polarity,
+                "wedge": None if found.wedge is None else asdict(found.wedge),
                 "threshold": threshold,
                 "proposals": len(found.proposals),
                 "decodes": found.decodes,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from copick_cryosam.config import EncoderSettings
-from copick_cryosam.contrast import smooth
+from copick_cryosam.contrast import smooth, standardise
 from copick_cryosam.features import CellGrid, DenseFeatures
 from copick_cryosam.types import Progress, Slices3, Volume
 
@@ -112,7 +112,8 @@ class EmbedNetEncoder:
         whole = np.asarray(volume[:, :, :], dtype=np.float32)
         scale = 1.0 if voxel_spacing is None else SPACING / voxel_spacing
         if abs(np.log(scale)) > np.log(RESAMPLE_FROM):
-            whole = resample(whole, scale)
+            # Averaging voxels takes noise away, and the net knows tomograms of unit variance.
+            whole = standardise(resample(whole, scale))
         stride = tuple(STRIDE * n / m for n, m in zip(volume.shape, whole.shape, strict=True))
         extent = (volume.shape[0], volume.shape[1], volume.shape[2])
         cells = tuple(-(-n // STRIDE) for n in whole.shape)

@@ -166,6 +166,7 @@ class Job:
     overwrite : replace results that exist
     reuse_embeddings : use stored embeddings of a tomogram where they match
     keep_embeddings : store those that are computed, in place of such that do not match
+    output_average : MRC file of the average of all picks of this call; None for none
     """
 
     config: str
@@ -180,6 +181,7 @@ class Job:
     overwrite: bool = False
     reuse_embeddings: bool = True
     keep_embeddings: bool = False
+    output_average: str | None = None
 
     @classmethod
     def create(
@@ -198,6 +200,7 @@ class Job:
         overwrite: bool = False,
         reuse_embeddings: bool = True,
         keep_embeddings: bool = False,
+        output_average: str | None = None,
     ) -> Job:
         """Parse the URIs and fill the defaults.
 
@@ -239,13 +242,14 @@ class Job:
             overwrite=overwrite,
             reuse_embeddings=reuse_embeddings,
             keep_embeddings=keep_embeddings,
+            output_average=output_average,
         )
 
     def identity(self) -> dict[str, Any]:
         """What decides the result in one run, for the completion record; JSON types only.
 
-        Left out: where the project lies, which runs are searched, whether results are replaced, and whether
-        embeddings are stored: they are what would be computed.
+        Left out: where the project lies, which runs are searched, whether results are replaced, whether
+        embeddings are stored (they are what would be computed), and the average over runs.
         """
         return {
             "tomogram": str(self.tomogram),

@@ -16,7 +16,7 @@ from copick_cryosam.averaging import Average
 from copick_cryosam.errors import InputError, OutputError
 from copick_cryosam.io.storage import reason
 
-__all__ = ["map_paths", "write_maps"]
+__all__ = ["check_maps", "map_paths", "write_maps"]
 
 
 def map_paths(path: str | Path) -> tuple[Path, Path, Path, Path]:
@@ -43,17 +43,7 @@ def write_maps(average: Average, path: str | Path, *, overwrite: bool = False) -
         One of the files exists and `overwrite` is not given, there is no such folder, or it cannot be written.
     """
     paths = map_paths(path)
-    if paths[0].suffix != ".mrc":
-        raise InputError(f"map {path}: expected a name that ends in .mrc", hint="Add the ending")
-    if not paths[0].parent.is_dir():
-        raise OutputError(
-            f"map {path}: expected the folder {paths[0].parent}, found none", hint="Make it, or choose another path"
-        )
-    there = [str(each) for each in paths if each.exists()]
-    if there and not overwrite:
-        raise OutputError(
-            f"map {path}: expected nothing there, found {', '.join(there)}", hint="Choose another path, or overwrite"
-        )
+    check_maps(path, overwrite=overwrite)
     parts = [each.with_name(f".{each.name}.{os.getpid()}.part") for each in paths]
     try:
         for part, density in zip(parts, (average.density, *average.halves), strict=False):
@@ -70,6 +60,22 @@ def write_maps(average: Average, path: str | Path, *, overwrite: bool = False) -
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
     return paths
+
+
+def check_maps(path: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse now what `write_maps` would refuse after the work; its errors."""
+    paths = map_paths(path)
+    if paths[0].suffix != ".mrc":
+        raise InputError(f"map {path}: expected a name that ends in .mrc", hint="Add the ending")
+    if not paths[0].parent.is_dir():
+        raise OutputError(
+            f"map {path}: expected the folder {paths[0].parent}, found none", hint="Make it, or choose another path"
+        )
+    there = [str(each) for each in paths if each.exists()]
+    if there and not overwrite:
+        raise OutputError(
+            f"map {path}: expected nothing there, found {', '.join(there)}", hint="Choose another path, or --overwrite"
+        )
 
 
 def _write_mrc(path: Path, density: NDArray[np.float32], voxel_spacing: float) -> None:

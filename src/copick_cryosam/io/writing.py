@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copick_cryosam.averaging import to_xyz
 from copick_cryosam.errors import OutputError
 from copick_cryosam.io.discover_job import DiscoverJob
 from copick_cryosam.io.job import Job, same_spacing
@@ -206,7 +207,7 @@ class Writer:
         try:
             write_json(fs, self._path(run, "marker"), {"outputs": sorted({*outputs, *replaced})})
             self._remove(run, replaced, keep_marker=True)
-            digests = {outputs[0]: self._write_picks(run, positions, scores, grid)}
+            digests = {outputs[0]: self._write_picks(run, instances, positions, scores, grid)}
             if self.job.output_segmentation is not None:
                 labels = paint(grid.shape_zyx, instances)
                 binary = (labels > 0).astype(np.uint8)
@@ -220,14 +221,22 @@ class Writer:
         delete_file(fs, self._path(run, "marker"))
         return self._path(run, "record")
 
-    def _write_picks(self, run: str, positions: AngstromPoints, scores: NDArray[np.float64], grid: Grid) -> str:
+    def _write_picks(
+        self,
+        run: str,
+        instances: Sequence[Instance],
+        positions: AngstromPoints,
+        scores: NDArray[np.float64],
+        grid: Grid,
+    ) -> str:
         place, to = self.project.run(run), self.job.output
         picks = place.new_picks(to.object_name, to.session_id, to.user_id)
         # copick fills these in only when it loads picks; storing without them would erase the run's name.
         picks.meta.run_name = run
         picks.meta.voxel_spacing = grid.voxel_spacing
-        picks.meta.trust_orientation = False
-        picks.from_numpy(positions.xyz, instance_ids=np.arange(1, len(positions) + 1), scores=scores)
+        turned = transformations(instances)
+        picks.meta.trust_orientation = turned is not None
+        picks.from_numpy(positions.xyz, turned, instance_ids=np.arange(1, len(positions) + 1), scores=scores)
         return hashlib.sha256(place.fs_overlay.cat_file(picks.path)).hexdigest()
 
     def _write_masks(self, run: str, data: NDArray[Any], grid: Grid, *, instance: bool) -> str:
@@ -352,6 +361,19 @@ class Writer:
             f"run {run}: expected storage that works, found: {reason(error)}",
             hint="Free space or check the connection, then run again; finished runs are skipped",
         )
+
+
+def transformations(instances: Sequence[Instance]) -> NDArray[np.float64] | None:
+    """Rotations from the reference to each particle as copick stores them: (N, 4, 4), acting on (x, y, z) columns.
+
+    None where one of the instances, or all, have no pose; the translations are zero, as positions are exact.
+    """
+    poses = [one.pose for one in instances if one.pose is not None]
+    if not poses or len(poses) < len(instances):
+        return None
+    matrices = np.tile(np.eye(4), (len(poses), 1, 1))
+    matrices[:, :3, :3] = to_xyz(np.stack([pose.rotation for pose in poses]))
+    return matrices
 
 
 def outputs_of(content: Mapping[str, Any] | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Proposals with expected precision as `CryoSAM.search` has them before it segments any; seeds segmented once.
+"""Proposals with expected precision as `CryoSAM.search` has them before it segments any.
 
 The whole pipeline also segments what is kept, drops wrong sizes and duplicates, and moves picks to the centroids of
 their masks. All that measuring asks of the pipeline's inside passes through here.
@@ -7,16 +7,11 @@ their masks. All that measuring asks of the pipeline's inside passes through her
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from copick_cryosam.calibration import calibrate
-from copick_cryosam.instances import from_masks
-from copick_cryosam.matching import Query, propose, scores_near
+from copick_cryosam.errors import SeedError
+from copick_cryosam.matching import Query
 from copick_cryosam.pipeline import CryoSAM, Seeded, Tomogram
-from copick_cryosam.segmenters.cross_plane import segment
 from copick_cryosam.types import FloatArray, Instance, VoxelPoints
 
 
@@ -38,12 +33,8 @@ class Ranked:
 
 
 def segment_seeds(model: CryoSAM, tomogram: Tomogram, seeds: VoxelPoints, radius_vox: float) -> list[Instance]:
-    """The seeds' masks as `CryoSAM.seed` makes them; what one seed gives does not depend on the others."""
-    if len(seeds) == 0:
-        return []
-    volume = torch.from_numpy(tomogram.volume).to(model.device)
-    masks = segment(volume, seeds, radius_vox, model.segmenter, model.settings.segmenter, None, sure=True)
-    return from_masks(masks, np.ones(len(masks)))
+    """The seeds' masks; what one seed gives does not depend on the others, so that any of them can be used together."""
+    return [] if len(seeds) == 0 else model.segment_seeds(tomogram, seeds, radius_vox)
 
 
 def gather(
@@ -55,24 +46,18 @@ def gather(
     ----------
     instances : one for each of `seeds`, of `segment_seeds`
     """
-    solid = [one for one in instances if one.size]
-    if not solid:
+    try:
+        return model.seed(tomogram, seeds, radius_vox, instances=instances)
+    except SeedError:
         return None
-    features = np.stack([tomogram.features.pool([one]) for one in solid])
-    seeded = Seeded(instances=list(instances), features=features, scores=np.zeros(0))
-    own = propose(tomogram.features, model.query([seeded]), radius_vox, model.settings.matching)
-    return replace(seeded, scores=scores_near(own, seeds, radius_vox))
 
 
 def rank(model: CryoSAM, tomogram: Tomogram, query: Query, seeded: Sequence[Seeded], radius_vox: float) -> Ranked:
-    """Propose and calibrate in one tomogram, as `CryoSAM.search` does."""
-    settings = model.settings
-    proposals = propose(tomogram.features, query, radius_vox, settings.matching)
-    seed_scores = np.concatenate([one.scores for one in seeded])
-    calibration = calibrate(proposals, seed_scores, settings.instances.min_precision)
+    """Propose, look again and calibrate in one tomogram."""
+    ranked = model.rank(tomogram, query, seeded, radius_vox)
     return Ranked(
-        points=proposals.points,
-        score=proposals.score,
-        expected_precision=calibration.expected_precision,
-        kept=min(calibration.kept, settings.matching.max_proposals),
+        points=ranked.proposals.points,
+        score=ranked.proposals.score,
+        expected_precision=ranked.calibration.expected_precision,
+        kept=min(ranked.calibration.kept, model.settings.matching.max_proposals),
     )

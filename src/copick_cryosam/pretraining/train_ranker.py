@@ -22,15 +22,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from scipy.spatial import cKDTree
 
 import copick_cryosam.weights
 from copick_cryosam.alignment import Aligner
-from copick_cryosam.config import preset
+from copick_cryosam.config import override, preset
 from copick_cryosam.errors import SeedError
 from copick_cryosam.features import DenseFeatures
 from copick_cryosam.matching import propose
-from copick_cryosam.pipeline import CryoSAM
+from copick_cryosam.pipeline import CryoSAM, Tomogram
 from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths
 from copick_cryosam.ranker import MEMBERS, Ranker, Rankers, load_rankers
 from copick_cryosam.second_look import Rank, look_again, look_at_seeds, reference_of
@@ -47,7 +46,8 @@ def collect(
     """Evidence of all candidates of one sample: first, second, truth, and the group (kind and tomogram) of each row."""
     volumes = [np.asarray(volume, dtype=np.float32) for volume in sample.volumes]
     opened = [model.open(volume, None, 8.0, polarity="light") for volume in volumes]
-    wedges = [estimate_wedge(one.volume) for one in opened]
+    features = [_dense(one) for one in opened]
+    wedges = [estimate_wedge(volume) for volume in volumes]
     rows: dict[str, list[FloatArray]] = {"first": [], "second": [], "truth": [], "group": [], "seeds": []}
     group = 0
     for kind in np.unique(sample.kinds[0]):
@@ -63,8 +63,6 @@ def collect(
         query = model.query([seeded])
         aligner = Aligner(radius, model.settings.alignment, model.device)
         solid = [one for one in seeded.instances if one.size]
-        features = [one.features for one in opened]
-        assert all(isinstance(one, DenseFeatures) for one in features)
         seeds = look_at_seeds(
             aligner,
             opened[0].volume,
@@ -72,7 +70,7 @@ def collect(
             centroids(solid),
             seeded.scores,
             wedges[0],
-            radius,  # type: ignore[arg-type]
+            radius,
         )
         reference = reference_of(aligner, [seeds])
         for t, tomogram in enumerate(opened):
@@ -82,17 +80,17 @@ def collect(
             look = look_again(
                 aligner,
                 tomogram.volume,
-                tomogram.features,
+                features[t],
                 wedges[t],
                 proposals,
                 reference,
                 radius,
-                rank,  # type: ignore[arg-type]
+                rank,
             )
             true = _is_true(proposals.points, truths[t], radius)
-            counted = np.ones(len(true), dtype=bool)
-            if t == 0:
-                counted = cKDTree(clicks.zyx).query(proposals.points.zyx)[0] > radius
+            # the seeds themselves are no lesson
+            reach = radius if t == 0 else -1.0
+            counted = np.linalg.norm(proposals.points.zyx[:, None] - clicks.zyx[None], axis=2).min(axis=1) > reach
             rows["first"].append(look.first[counted])
             rows["second"].append(look.second[counted])
             rows["truth"].append(true[counted])
@@ -100,6 +98,11 @@ def collect(
             rows["seeds"].append(np.full(counted.sum(), float(len(clicks))))
             group += 1
     return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in rows.items()}
+
+
+def _dense(tomogram: Tomogram) -> DenseFeatures:
+    assert isinstance(tomogram.features, DenseFeatures)
+    return tomogram.features
 
 
 def _clicks(
@@ -118,14 +121,14 @@ def _clicks(
 
 def _is_true(points: VoxelPoints, truth: NDArray[np.float64], radius: float) -> FloatArray:
     """1 for the best candidate within a radius of each particle, 0 for the others; points are best first."""
+    if len(truth) == 0:
+        return np.zeros(len(points))
+    distance = np.linalg.norm(points.zyx[:, None] - truth[None], axis=2)
+    nearest = distance.argmin(axis=1)
+    near = np.flatnonzero(distance.min(axis=1) <= radius)
+    _, first = np.unique(nearest[near], return_index=True)
     true = np.zeros(len(points))
-    if len(truth):
-        distance, nearest = cKDTree(truth).query(points.zyx)
-        taken: set[int] = set()
-        for i in np.flatnonzero(distance <= radius):
-            if int(nearest[i]) not in taken:
-                taken.add(int(nearest[i]))
-                true[i] = 1
+    true[near[first]] = 1
     return true
 
 
@@ -178,7 +181,8 @@ def read(folder: Path) -> dict[str, FloatArray]:
 
 def _collect_all(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model = CryoSAM.from_settings(preset("embedded"))
+    # Its own second look is off: it is made here, step by step.
+    model = CryoSAM.from_settings(override(preset("embedded"), {"alignment": {"second_look": False}}))
     rank: Rank = _heuristic
     if not arguments.first:
         rankers = load_rankers()
