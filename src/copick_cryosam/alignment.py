@@ -47,6 +47,8 @@ _OVERSAMPLING = 2
 """Of the template's spectrum, for linear interpolation between its samples."""
 _AT_ONCE = 256
 """Candidates correlated in one matrix product."""
+_REFINED = 64
+"""Candidates refined at once, each at rotations of its own."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,10 +71,12 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def only(self, which: int) -> Candidates:
-        """One of them."""
-        one = slice(which, which + 1)
-        return Candidates(boxes=self.boxes[one], spectra=self.spectra[one], amplitude=self.amplitude, wedge=self.wedge)
+    def only(self, which: int | np.int64 | NDArray[np.int64]) -> Candidates:
+        """Some of them."""
+        some = np.atleast_1d(which)
+        return Candidates(
+            boxes=self.boxes[some], spectra=self.spectra[some], amplitude=self.amplitude, wedge=self.wedge
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -110,6 +114,17 @@ class Aligned:
 
     def __len__(self) -> int:
         return len(self.score)
+
+    def only(self, which: NDArray[np.int64]) -> Aligned:
+        """Some of them."""
+        return Aligned(score=self.score[which], rotations=self.rotations[which], shifts=self.shifts[which])
+
+    def put(self, which: np.int64 | NDArray[np.int64], found: Aligned) -> Aligned:
+        """All of them, some replaced."""
+        score, rotations, shifts = self.score.copy(), self.rotations.copy(), self.shifts.copy()
+        some = np.atleast_1d(which)
+        score[some], rotations[some], shifts[some] = found.score, found.rotations, found.shifts
+        return Aligned(score=score, rotations=rotations, shifts=shifts)
 
 
 class Aligner:
@@ -188,32 +203,57 @@ class Aligner:
             shifts=(self.shifts[shift] * self.pixel).cpu().numpy().astype(np.float64),
         )
 
-    def refine(self, template: Template, candidates: Candidates, coarse: Aligned, rounds: int = 3) -> Aligned:
-        """Finer orientations: around each one found, steps of a half, a quarter and so on of the grid's spacing."""
-        score, rotations, shifts = coarse.score.copy(), coarse.rotations.copy(), coarse.shifts.copy()
-        step = spacing_of(self.settings.rotations)
-        for _ in range(rounds):
-            step /= 2
-            around = small_rotations(step)
-            for i in range(len(candidates)):
-                tried = torch.from_numpy(around @ rotations[i]).float().to(self.device)
-                best, which, moved = self._search(template, candidates.spectra[i : i + 1], candidates.wedge, tried)
-                if float(best[0]) > score[i]:
-                    score[i] = float(best[0])
-                    rotations[i] = around[int(which[0])] @ rotations[i]
-                    shifts[i] = (self.shifts[int(moved[0])] * self.pixel).cpu().numpy()
-        return Aligned(score=score, rotations=rotations, shifts=shifts)
+    def refine(self, template: Template, candidates: Candidates, coarse: Aligned) -> Aligned:
+        """Finer poses: around each one found, steps of a half, a quarter and so on of the grid's spacings."""
+        if len(candidates) == 0 or self.settings.refinements == 0:
+            return coarse
+        score = torch.empty(len(candidates), device=self.device)
+        rotations = torch.from_numpy(coarse.rotations).float().to(self.device)
+        shifts = torch.from_numpy(coarse.shifts / self.pixel).float().to(self.device)
+        steps = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 3).to(self.device)
+        angle = spacing_of(self.settings.rotations)
+        for _ in range(self.settings.refinements):
+            angle /= 2
+            steps = steps / 2
+            # both hold no step at all, so that no pose gets worse
+            around = torch.from_numpy(small_rotations(angle)).float().to(self.device)
+            for start in range(0, len(candidates), _REFINED):
+                some = slice(start, start + _REFINED)
+                turned, moved = around @ rotations[some, None], shifts[some, None] + steps
+                scores = self._compare(template, candidates.spectra[some], candidates.wedge, turned, moved)
+                score[some], best = scores.flatten(1).max(dim=1)
+                every = torch.arange(len(best), device=self.device)
+                rotations[some] = turned[every, best // len(steps)]
+                shifts[some] = moved[every, best % len(steps)]
+        return Aligned(
+            score=score.cpu().numpy().astype(np.float64),
+            rotations=rotations.cpu().numpy().astype(np.float64),
+            shifts=(shifts * self.pixel).cpu().numpy().astype(np.float64),
+        )
+
+    def _compare(self, template: Template, spectra: Tensor, wedge: Wedge, rotations: Tensor, shifts: Tensor) -> Tensor:
+        """Correlation (N, R, S) of N candidates, each at its own rotations (N, R, 3, 3) and shifts (N, S, 3)."""
+        values, known = self._turn(template, rotations)
+        power = torch.einsum("nrk,nk->nr", known, spectra.abs().square())
+        power = power * (values.abs().square() @ wedge.measured(self.frequencies))
+        moved = spectra[:, None] * torch.exp(2j * math.pi / BOX_EDGE * (shifts @ self.frequencies.T))
+        products = torch.view_as_real(values).flatten(2) @ torch.view_as_real(moved).flatten(2).transpose(1, 2)
+        return products * power.clamp(min=1e-12).rsqrt()[..., None]
+
+    def _turn(self, template: Template, rotations: Tensor) -> tuple[Tensor, Tensor]:
+        """The template's whitened transform turned by rotations (..., 3, 3), and what is known of it, (..., K)."""
+        # R^T k, as rows k R
+        turned = self.frequencies @ rotations
+        values = _read(template.spectrum, template.ratio, turned) / template.amplitude
+        known = torch.ones_like(values.real) if template.wedge is None else template.wedge.measured(turned)
+        return values * known, known
 
     def _search(
         self, template: Template, spectra: Tensor, wedge: Wedge, rotations: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Best correlation of each candidate, and the indices of its rotation and shift."""
-        # R^T k, as rows k R
-        turned = torch.einsum("kj,rji->rki", self.frequencies, rotations)
-        values = _read(template.spectrum, template.ratio, turned) / template.amplitude
+        values, known = self._turn(template, rotations)
         measured = wedge.measured(self.frequencies)
-        known = torch.ones_like(values.real) if template.wedge is None else template.wedge.measured(turned)
-        values = values * known
         power = (known @ spectra.abs().square().T) * (values.abs().square() @ measured)[:, None]
         norm = power.clamp(min=1e-12).rsqrt()
         flat = torch.view_as_real(values).flatten(1)

@@ -175,7 +175,7 @@ def cut_particles(
 
 
 def average_of(parts: Sequence[Particles], voxel_spacing: float, radius_vox: float) -> Average:
-    """The average of the particles of several tomograms, in turn from each, so that both halves hold all of them.
+    """The average of the particles of several tomograms, one after the other, so that both halves hold each of them.
 
     Raises
     ------
@@ -188,15 +188,16 @@ def average_of(parts: Sequence[Particles], voxel_spacing: float, radius_vox: flo
             "average: expected at least one pick of an expected precision of 0.5 with an orientation, found none",
             hint="Give more seeds, or leave --output-average out",
         )
-    ranks = np.concatenate([np.arange(len(part.boxes)) for part in solid])
-    order = np.argsort(ranks, kind="stable")
-    wedges = [part.wedge for part in solid for _ in range(len(part.boxes))]
+    # voxel spacings that pass for the same may differ enough for the next odd edge
+    edge = min(part.boxes.shape[-1] for part in solid)
+    inner = [slice((part.boxes.shape[-1] - edge) // 2, (part.boxes.shape[-1] + edge) // 2) for part in solid]
+    boxes = [part.boxes[:, some, some, some] for part, some in zip(solid, inner, strict=True)]
     return average(
-        torch.cat([part.boxes for part in solid])[torch.from_numpy(order)],
-        np.concatenate([part.rotations for part in solid])[order],
-        [wedges[i] for i in order],
+        torch.cat(boxes),
+        np.concatenate([part.rotations for part in solid]),
+        [part.wedge for part in solid for _ in range(len(part.boxes))],
         voxel_spacing=voxel_spacing,
-        offsets=torch.cat([part.offsets for part in solid])[torch.from_numpy(order)],
+        offsets=torch.cat([part.offsets for part in solid]),
         mask_radius=1.2 * radius_vox,
     )
 

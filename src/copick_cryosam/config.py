@@ -151,11 +151,21 @@ class AlignmentSettings(_Settings):
     rotations: int = Field(1500, ge=24, le=100_000, description="orientations tried, spread evenly")
     limit: float = Field(6.0, ge=2, le=12, description="highest frequency compared, cycles per box of 3.2 radii")
     shift: int = Field(1, ge=0, le=3, description="shifts tried along each axis, samples of 0.128 radii")
+    refinements: int = Field(
+        3, ge=0, le=8, description="times the steps of rotations and shifts are halved for the picks that are kept"
+    )
     candidates: int = Field(300, ge=8, description="the best proposals of a tomogram that are looked at again")
     tilt_range: tuple[float, float] | None = Field(
         None, description="degrees, least and greatest; none: estimated from the tomogram's power spectrum"
     )
     tilt_axis: Literal["y", "x"] | None = Field(None, description="none: estimated like tilt_range")
+
+    @field_validator("tilt_range")
+    @classmethod
+    def _least_to_greatest(cls, tilts: tuple[float, float] | None) -> tuple[float, float] | None:
+        if tilts is not None and not -90 <= tilts[0] < tilts[1] <= 90:
+            raise ValueError("expected two angles from -90 to 90, the lower first, such as -60, 60")
+        return tilts
 
 
 class InstanceSettings(_Settings):
@@ -210,7 +220,8 @@ class Settings(_Settings):
         if self.alignment.second_look and not self._learned:
             raise ValueError(
                 "alignment.second_look: expected the encoder embednet, exhaustive matching and no whitening, "
-                "with which its ranking was learned"
+                f"with which its ranking was learned, found {self.encoder.name}, {self.matching.strategy} matching "
+                f"and {self.matching.whitening} whitening"
             )
         return self
 
@@ -287,6 +298,10 @@ def override(base: Settings, values: dict[str, object]) -> Settings:
         return Settings.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            # a rule about several settings names them, and what it found, itself
+            message = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"setting {message}", hint="Leave it out, or change the others") from None
         field = ".".join(str(part) for part in first["loc"])
         raise InputError(
             f"setting {field}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}",

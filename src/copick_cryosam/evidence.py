@@ -21,6 +21,12 @@ from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 REGIONS = (0.4, 0.75, 1.05, 1.45)
 """Radii, in the object's, of the spheres on which a particle is looked at: middle, body, rim, surroundings."""
 _DIRECTIONS = 32
+_PARTED = 3
+"""Of the `REGIONS`, those in which a discriminant is sought: the surroundings hold other particles."""
+_RIDGE = 0.5
+"""Multiple of the mean variance by which the covariance is steadied; 0.3 to 3 do about as well."""
+_SEED_WEIGHT = 3.0
+"""Candidates that the seeds count as in the mean of the particles."""
 _BEST = 5
 """Candidates that stand for what a good one looks like."""
 _LIMIT = 0.995
@@ -125,17 +131,47 @@ def first_evidence(
     return np.stack(columns, axis=1)
 
 
-def second_evidence(first: FloatArray, correlation: FloatArray, members: int) -> FloatArray:
-    """Columns known after the comparison with the average of the seeds and the surest candidates, shape (N, F + 6).
+def second_evidence(first: FloatArray, correlation: FloatArray, discriminant: FloatArray, members: int) -> FloatArray:
+    """Columns known after the comparison with the average of the seeds and the surest candidates, shape (N, F + 10).
 
     Parameters
     ----------
     first : of `first_evidence`
     correlation : rotational correlation with the average; with an average of the others, where a candidate is in it
+    discriminant : of `discriminant`
     members : particles in the average
     """
     gain = correlation - np.median(correlation)
-    return np.column_stack([first, *_among(correlation), gain**2, np.full(len(first), math.log(members))])
+    return np.column_stack(
+        [first, *_among(correlation), gain**2, np.full(len(first), math.log(members)), *_among(discriminant)]
+    )
+
+
+def discriminant(found: Surfaces, seeds: Surfaces, sure: FloatArray) -> FloatArray:
+    """What parts the surest candidates from the others of this tomogram, as a score of each; shape (N,).
+
+    Fisher's linear discriminant of the features of middle, body and rim: the difference of the two means, weighed by
+    the inverse covariance of the others. Where look-alikes differ in a few directions only, those decide. A candidate
+    is left out of the mean that it is compared with.
+
+    Parameters
+    ----------
+    sure : probability of each candidate after the first comparison, its weight among the particles; shape (N,)
+    """
+    features = found.features[:, :_PARTED].reshape(len(sure), -1).astype(np.float64)
+    seed = seeds.mean().features[0, :_PARTED].reshape(-1)
+    other = np.maximum(1 - sure, 1e-3)
+    rest = np.average(features, axis=0, weights=other)
+    centred = features - rest
+    covariance = (other[:, None] * centred).T @ centred / other.sum()
+    size = len(covariance)
+    covariance += (_RIDGE * np.trace(covariance) / size + 1e-9) * np.eye(size)
+    weight = _SEED_WEIGHT + float(sure.sum())
+    total = _SEED_WEIGHT * seed + sure @ features
+    without = (total - sure[:, None] * features) / (weight - sure)[:, None]
+    direction = np.linalg.solve(covariance, (without - rest).T).T
+    spread = np.sqrt(np.maximum(np.einsum("nc,nc->n", direction, without - rest), 1e-12))
+    return np.asarray(np.einsum("nc,nc->n", direction, centred) / spread)
 
 
 def _among(values: FloatArray) -> Sequence[FloatArray]:
@@ -153,7 +189,7 @@ def _company(found: Surfaces, similarity: FloatArray) -> FloatArray:
     own = np.arange(len(similarity))[:, None] == best[None]
     # the candidate itself is not company; without it, the last of the best is left out for the others
     counted = ~own
-    counted[~own.any(axis=1), -1] = len(best) == 1
+    counted[~own.any(axis=1), -1] = False
     totals = np.where(counted, cosines, 0).sum(axis=2) / np.maximum(counted.sum(axis=1), 1)
     return np.asarray(totals.T, dtype=np.float64)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Self
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from copick_cryosam.features import DenseFeatures, EmbeddingStore, Features
 from copick_cryosam.matching import Query, merge_queries, propose, scores_near, whiten_dense
 from copick_cryosam.polarity import foreground_both_ways
 from copick_cryosam.ranker import Rankers, load_rankers
-from copick_cryosam.second_look import Look, SeedLook, look_again, look_at_seeds, reference_of
+from copick_cryosam.second_look import Look, SeedLook, look_again, look_at_seeds, reference_of, refine_poses
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import segment
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
@@ -107,11 +108,14 @@ class Ranked:
     proposals : best first; the score is the expected precision where there was a second look
     calibration : expected precision of each, and where to stop
     poses : of each proposal, from the second look; empty without one
+    look, order : the second look, and which of its candidates each proposal is; None and empty without one
     """
 
     proposals: Proposals
     calibration: Calibration
     poses: list[Pose]
+    look: Look | None = None
+    order: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -151,7 +155,7 @@ class CryoSAM:
         self.rankers: Rankers | None = load_rankers() if settings.looks_again else None
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> CryoSAM:
+    def from_settings(cls, settings: Settings) -> Self:
         """Load the models that the settings name.
 
         Raises
@@ -345,8 +349,18 @@ class CryoSAM:
         return Ranked(
             proposals=ranked,
             calibration=stop_at(ranked.score, ranked.score, least),
-            poses=_poses(proposals.points, look.aligned, order),
+            poses=_poses(ranked.points, look.aligned, order),
+            look=look,
+            order=order,
         )
+
+    def finer(self, ranked: Ranked, count: int, radius_vox: float) -> list[Pose]:
+        """Poses of the best proposals, finer than the grid of rotations; empty without a second look."""
+        if ranked.look is None:
+            return []
+        order = ranked.order[:count]
+        aligner = Aligner(radius_vox, self.settings.alignment, self.device)
+        return _poses(ranked.proposals.points, refine_poses(aligner, ranked.look, order), order)
 
     def search(
         self,
@@ -378,7 +392,7 @@ class CryoSAM:
                 kept.similarity,
                 precision,
                 scores=kept.score if ranked.poses else None,
-                poses=ranked.poses[: len(kept)] or None,
+                poses=self.finer(ranked, len(kept), radius_vox) or None,
                 rank_by=self.settings.instances.rank_by,
             )
             seeds = [one for some in seeded for one in some.instances]
@@ -491,9 +505,10 @@ def _check_seeds(seeds: VoxelPoints, shape: tuple[int, ...]) -> None:
 
 
 def _poses(points: VoxelPoints, aligned: Aligned, order: NDArray[np.int64]) -> list[Pose]:
-    centres = points.zyx + aligned.shifts
+    centres = points.zyx[: len(order)] + aligned.shifts[order]
     return [
-        Pose(rotation=aligned.rotations[i], centre_zyx=(centres[i][0], centres[i][1], centres[i][2])) for i in order
+        Pose(rotation=aligned.rotations[i], centre_zyx=(centre[0], centre[1], centre[2]))
+        for i, centre in zip(order, centres, strict=True)
     ]
 
 

@@ -9,7 +9,7 @@ Each tomogram makes its own average, so the result does not depend on the order 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from copick_cryosam.alignment import Aligned, Aligner, Candidates, Template
-from copick_cryosam.evidence import Surfaces, first_evidence, second_evidence, surfaces
+from copick_cryosam.evidence import Surfaces, discriminant, first_evidence, second_evidence, surfaces
 from copick_cryosam.features import DenseFeatures
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 from copick_cryosam.wedge import Wedge
@@ -26,6 +26,9 @@ AVERAGED = 10
 """The surest candidates that join the seeds in the average."""
 SURE = 0.5
 """Probability that a candidate needs to join."""
+
+Member = tuple[Candidates, int, NDArray[np.float64], NDArray[np.float64]]
+"""A particle as `Aligner.averaged` takes it: candidates, index, rotation and shift."""
 
 Rank = Callable[[FloatArray], FloatArray]
 """From evidence (N, F) to probabilities (N,)."""
@@ -61,7 +64,7 @@ class Reference:
     poses: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
     template: Template
 
-    def members(self) -> list[tuple[Candidates, int, NDArray[np.float64], NDArray[np.float64]]]:
+    def members(self) -> list[Member]:
         """The seeds as `Aligner.averaged` takes them."""
         places = [(look.boxes, i) for look in self.looks for i in range(len(look.boxes))]
         return [(boxes, i, *pose) for (boxes, i), pose in zip(places, self.poses, strict=True)]
@@ -74,14 +77,22 @@ class Look:
     Attributes
     ----------
     first, second : evidence, (N, F) each
-    aligned : to the average
+    aligned : to the average; those in it to an average of the others
     members : indices of the candidates that were averaged
+    boxes : of the candidates
+    seeds : in the average, too
+    template : the average
+    without : for each member the average of the others
     """
 
     first: FloatArray
     second: FloatArray
     aligned: Aligned
     members: NDArray[np.int64]
+    boxes: Candidates
+    seeds: Sequence[Member]
+    template: Template
+    without: Mapping[int, Template]
 
 
 def look_at_seeds(
@@ -137,10 +148,12 @@ def look_again(
     """
     boxes = aligner.look(torch.from_numpy(volume), proposals.points, wedge)
     aligned = aligner.align(reference.template, boxes)
+    found = surfaces(volume, features, proposals.points, radius_vox)
+    seen = _joined([look.surfaces for look in reference.looks])
     first = first_evidence(
         proposals,
-        surfaces(volume, features, proposals.points, radius_vox),
-        _joined([look.surfaces for look in reference.looks]),
+        found,
+        seen,
         np.concatenate([look.scores for look in reference.looks]),
         aligned.score,
         radius_vox,
@@ -152,14 +165,41 @@ def look_again(
     poses = [(boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in members]
     template = aligner.averaged([*seeds, *poses]) if poses else reference.template
     again = aligner.align(template, boxes) if poses else aligned
-    correlation = again.score.copy()
+    without = {}
     for left_out, i in enumerate(members):
-        # a particle resembles an average that holds its own noise
+        # a particle resembles an average that holds its own noise, in the pose in which it was averaged
         others = [*seeds, *(pose for k, pose in enumerate(poses) if k != left_out)]
-        one = aligner.align(aligner.averaged(others), boxes.only(int(i)), near=aligned.rotations[i])
-        correlation[i] = one.score[0]
-    second = second_evidence(first, correlation, len(seeds) + len(poses))
-    return Look(first=first, second=second, aligned=again, members=members)
+        without[int(i)] = aligner.averaged(others)
+        again = again.put(i, aligner.align(without[int(i)], boxes.only(i), near=aligned.rotations[i]))
+    second = second_evidence(first, again.score, discriminant(found, seen, sure), len(seeds) + len(poses))
+    return Look(
+        first=first,
+        second=second,
+        aligned=again,
+        members=members,
+        boxes=boxes,
+        seeds=seeds,
+        template=template,
+        without=without,
+    )
+
+
+def refine_poses(aligner: Aligner, look: Look, which: NDArray[np.int64]) -> Aligned:
+    """Poses of all candidates, those of some and of the averaged ones finer than the grid of rotations.
+
+    The averaged ones come first, each against the others: the average of their finer poses is sharper, and the rest
+    are refined against it.
+    """
+    aligned = look.aligned
+    for i, others in look.without.items():
+        one = np.array([i])
+        aligned = aligned.put(one, aligner.refine(others, look.boxes.only(one), aligned.only(one)))
+    template = look.template
+    if len(look.members):
+        poses = [(look.boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in look.members]
+        template = aligner.averaged([*look.seeds, *poses])
+    rest = np.setdiff1d(which, look.members)
+    return aligned.put(rest, aligner.refine(template, look.boxes.only(rest), aligned.only(rest)))
 
 
 def _joined(parts: Sequence[Surfaces]) -> Surfaces:

@@ -10,9 +10,17 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from copick_cryosam.averaging import average, cut_boxes, fourier_shell_correlation, resolution, to_xyz
+from copick_cryosam.averaging import (
+    average,
+    average_of,
+    cut_boxes,
+    cut_particles,
+    fourier_shell_correlation,
+    resolution,
+    to_xyz,
+)
 from copick_cryosam.errors import InputError
-from copick_cryosam.types import VoxelPoints
+from copick_cryosam.types import Instance, Pose, VoxelPoints
 from copick_cryosam.wedge import DEFAULT_WEDGE, Wedge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,6 +133,61 @@ def test_boxes_are_cut_around_points_and_filled_with_the_mean() -> None:
     torch.testing.assert_close(boxes[1, 2:, 2:, 2:], volume[:2, :2, :2])
     assert (boxes[2] == volume.mean()).all()
     np.testing.assert_allclose(offsets[0], [0.2, -0.3, 0], atol=1e-6)
+
+
+def pick(centre=(0.0, 0, 0), precision=0.9, rotation=None, posed=True) -> Instance:
+    return Instance(
+        mask=np.ones((1, 1, 1), dtype=bool),
+        origin_zyx=(0, 0, 0),
+        prompt_zyx=(0.0, 0.0, 0.0),
+        similarity=0.5,
+        confidence=1.0,
+        score=precision,
+        expected_precision=precision,
+        pose=Pose(rotation=np.eye(3) if rotation is None else rotation, centre_zyx=centre) if posed else None,
+    )
+
+
+def test_sure_picks_with_a_pose_are_cut_out() -> None:
+    volume = np.random.default_rng(0).normal(size=(31, 40, 45)).astype(np.float32)
+    turned = Rotation.random(random_state=0).as_matrix()
+    picks = [
+        pick((15.2, 20, 20)),
+        pick(precision=0.49),
+        pick(precision=math.nan),
+        pick(posed=False),
+        pick((14, 19.6, 25), 0.5, turned),
+        pick((9, 9, 9)),
+    ]
+    found = cut_particles(volume, picks, 5.1, Wedge(), most=2)
+    # four radii, odd
+    assert found.boxes.shape == (2, 21, 21, 21)
+    np.testing.assert_array_equal(found.boxes[0], volume[5:26, 10:31, 10:31])
+    np.testing.assert_allclose(found.offsets, [[0.2, 0, 0], [0, -0.4, 0]], atol=1e-6)
+    np.testing.assert_array_equal(found.rotations, [np.eye(3), turned])
+    assert cut_particles(volume, picks[1:4], 5.1, Wedge(), most=9).boxes.shape[0] == 0
+
+
+def test_particles_of_several_tomograms_are_averaged_in_turn() -> None:
+    truth = painted(45)
+    frame = np.zeros((60, 60, 60), dtype=np.float32)
+    frame[7:52, 7:52, 7:52] = truth
+    picks = [pick((29, 29, 29))] * 3
+    # spacings that are nearly the same may give another odd edge
+    parts = [cut_particles(frame, picks, radius, FULL, most=9) for radius in (5.25, 5.26)]
+    assert [part.boxes.shape[-1] for part in parts] == [21, 23]
+    nothing = cut_particles(frame, [], 5.25, FULL, most=9)
+    made = average_of([parts[1], nothing, parts[0]], 8.0, 5.25)
+    assert made.density.shape == (21, 21, 21)
+    assert (made.count, made.voxel_spacing) == (6, 8.0)
+    assert likeness(made.density) > 0.99
+    # each half holds particles of both: where those of one are empty, neither half is, nor is one unharmed
+    parts[0].boxes.zero_()
+    for mixed in (average_of(parts, 8.0, 5.25), average_of(parts[::-1], 8.0, 5.25)):
+        share = mixed.halves.std(axis=(1, 2, 3)) / made.halves.std(axis=(1, 2, 3))
+        np.testing.assert_allclose(np.sort(share), [1 / 3, 2 / 3], atol=0.02)
+    with pytest.raises(InputError, match="expected at least one pick of an expected precision"):
+        average_of([nothing], 8.0, 5.25)
 
 
 def test_fsc_of_equal_and_of_unrelated_cubes() -> None:

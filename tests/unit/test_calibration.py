@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from copick_cryosam.calibration import MIN_PROPOSALS, calibrate, expected_f1_optimum
+from copick_cryosam.calibration import MIN_PROPOSALS, calibrate, expected_f1_optimum, stop_at
 from copick_cryosam.errors import DataError
 from copick_cryosam.types import Proposals, VoxelPoints
 
@@ -137,3 +137,19 @@ def test_keeping_all_needs_no_calibration():
     assert calibrate(few, np.array([0.9]), 0.0).kept == 3
     with pytest.raises(DataError, match="expected at least"):
         calibrate(few, np.array([0.9]), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("least", "kept", "threshold"), [(None, 2, 0.8), (0.75, 2, 0.8), (0.9, 1, 0.9), (0, 4, 0.05), (0.95, 0, math.inf)]
+)
+def test_a_known_precision_says_where_to_stop(least, kept, threshold):
+    precision = np.array([0.9, 0.8, 0.1, 0.05])
+    found = stop_at(precision, precision, least)
+    assert (found.kept, found.threshold) == (kept, threshold)
+    np.testing.assert_array_equal(found.expected_precision, precision)
+
+
+def test_a_few_candidates_of_known_precision_are_enough():
+    assert stop_at(np.array([0.3]), np.array([0.3]), None).kept == 1
+    assert stop_at(np.zeros(3), np.zeros(3), None).kept == 0
+    assert stop_at(np.zeros(0), np.zeros(0), None).kept == 0

@@ -76,6 +76,13 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
         ("matching:\n  tau: 0.5\n", r"setting matching\.tau: extra inputs are not permitted, found 0\.5"),
         ("segmenter:\n  iou_stop: 2\n", r"setting segmenter\.iou_stop: .* found 2"),
         ("matching: [1, 2]\n", r"setting matching: .* found \[1, 2\]"),
+        (
+            "encoder: {name: sam}\nalignment: {second_look: true}\n",
+            r"setting alignment\.second_look: expected the encoder embednet, .*, "
+            r"found sam, exhaustive matching and none whitening\. Leave it out",
+        ),
+        ("alignment: {tilt_range: [60, -60]}\n", r"setting alignment\.tilt_range: .*two angles from -90 to 90"),
+        ("alignment: {tilt_range: [0, 91]}\n", r"setting alignment\.tilt_range: .*two angles from -90 to 90"),
         ("- a\n- b\n", "expected a mapping, found list"),
         ("a: [1\n", "not YAML"),
     ],
@@ -104,3 +111,26 @@ def test_an_unknown_setting_is_answered_with_the_known_ones():
         override(preset("embedded"), {"segmenter": {"bach": 4}})
     with pytest.raises(InputError, match=r"setting segmentor: .*Known here: preset, encoder, segmenter"):
         override(preset("embedded"), {"segmentor": {}})
+
+
+@pytest.mark.parametrize(
+    ("values", "looks"),
+    [
+        ({}, True),
+        ({"alignment": {"second_look": True}}, True),
+        ({"alignment": {"second_look": False}}, False),
+        ({"encoder": {"name": "sam"}}, False),
+        ({"matching": {"strategy": "hierarchical"}}, False),
+        ({"matching": {"whitening": "mean"}}, False),
+        ({"segmenter": {"name": "fake"}}, True),
+    ],
+)
+def test_a_second_look_is_taken_where_its_ranking_was_learned(values: dict[str, object], looks: bool) -> None:
+    assert override(preset("embedded"), values).looks_again is looks
+
+
+def test_other_presets_take_no_second_look_and_cannot_be_asked_for_one() -> None:
+    assert [name for name in sorted(PRESETS) if preset(name).looks_again] == ["embedded"]
+    for name in ("foundation", "paper", "fake"):
+        with pytest.raises(InputError, match=r"setting alignment\.second_look: expected the encoder embednet"):
+            override(preset(name), {"alignment": {"second_look": True}})

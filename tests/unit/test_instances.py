@@ -14,7 +14,7 @@ from copick_cryosam.config import InstanceSettings
 from copick_cryosam.errors import SeedError
 from copick_cryosam.instances import best_first, drop_duplicates, drop_wrong_sizes, from_masks, select
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
-from copick_cryosam.types import Instance
+from copick_cryosam.types import Instance, Pose
 
 
 def instance(at=(0, 0, 0), size=1, score=1.0, precision=math.nan) -> Instance:
@@ -69,6 +69,20 @@ def test_the_score_is_similarity_times_confidence():
 def test_without_calibration_the_expected_precision_is_unknown():
     (one,) = from_masks([cross_plane_mask(0.5)], np.array([0.8]))
     assert math.isnan(one.expected_precision)
+
+
+def test_the_second_look_gives_the_score_and_the_pose():
+    masks = [cross_plane_mask(0.5), cross_plane_mask(0.9)]
+    poses = [Pose(rotation=np.eye(3), centre_zyx=(1.0, 2.0, k)) for k in range(2)]
+    alike, scores = np.array([0.8, 0.4]), np.array([0.3, 0.6])
+    made = from_masks(masks, alike, scores, scores=scores, poses=poses, rank_by="similarity")
+    assert [one.score for one in made] == [0.3, 0.6]
+    assert [one.similarity for one in made] == [0.8, 0.4]
+    assert all(one.pose is pose for one, pose in zip(made, poses, strict=True))
+    assert [one.score for one in from_masks(masks, alike, scores=scores)] == pytest.approx([0.15, 0.54])
+    assert [one.pose for one in from_masks(masks, alike)] == [None, None]
+    with pytest.raises(ValueError, match="zip"):
+        from_masks(masks, alike, poses=poses[:1])
 
 
 def test_masks_and_similarities_must_be_as_many():

@@ -54,9 +54,15 @@ class Averages:
             self._sampling = (voxel_spacing, radius_vox)
 
     def write(self) -> AverageOutcome | None:
-        """Average and write; None where none was asked for, or no run was searched."""
-        if self._path is None or not self._parts:
+        """Average and write; None where none was asked for."""
+        if self._path is None:
             return None
+        if not self._parts:
+            error = InputError(
+                f"average {self._path}: expected a run that is searched in this call, found none",
+                hint="Search finished runs again with --overwrite",
+            )
+            return AverageOutcome(path=self._path, error=error)
         from copick_cryosam.averaging import average_of
         from copick_cryosam.io.maps import write_maps
 

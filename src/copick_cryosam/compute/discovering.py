@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from copick_cryosam.compute.faults import detached, naming
 from copick_cryosam.compute.outcomes import Listener, Outcome, Summary
-from copick_cryosam.config import Settings
+from copick_cryosam.config import Settings, override
 from copick_cryosam.errors import CryosamError, InputError, NotFoundError, OutputError
 from copick_cryosam.io.discover_job import REST, DiscoverJob
 from copick_cryosam.io.project import ParticleObject, Project, open_project
@@ -197,7 +197,8 @@ class _Work:
         from copick_cryosam.clustering import cluster
         from copick_cryosam.pipeline import CryoSAM
 
-        model = CryoSAM.from_settings(self.settings)
+        # Without seeds there is nothing to turn candidates against, and no wedge to estimate.
+        model = CryoSAM.from_settings(override(self.settings, {"alignment": {"second_look": False}}))
         self.models = {"encoder": model.encoder.signature}
         self.listener.begun(len(self.runs))
         outcomes: dict[str, Outcome] = {}

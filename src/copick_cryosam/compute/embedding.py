@@ -14,7 +14,7 @@ from copick_cryosam.compute.embeddings import TomogramEmbeddings
 from copick_cryosam.compute.faults import detached, naming
 from copick_cryosam.compute.outcomes import Listener, Outcome, Summary
 from copick_cryosam.compute.seeds import agreed, inside
-from copick_cryosam.config import Settings
+from copick_cryosam.config import AlignmentSettings, Settings
 from copick_cryosam.errors import CryosamError, InputError
 from copick_cryosam.io.features import KeptEmbeddings, check_encoder
 from copick_cryosam.io.job import Job, PicksUri, TomogramUri
@@ -101,7 +101,13 @@ def embed_job(job: EmbedJob, settings: Settings, listener: Listener | None = Non
 
     # Nothing is segmented, and embeddings are kept as the encoder gives them.
     model = CryoSAM.from_settings(
-        Settings(encoder=settings.encoder, polarity=settings.polarity, device=settings.device, preset=settings.preset)
+        Settings(
+            encoder=settings.encoder,
+            alignment=AlignmentSettings(second_look=False),
+            polarity=settings.polarity,
+            device=settings.device,
+            preset=settings.preset,
+        )
     )
     polarity, failures = _polarity(job, settings, project, model, listener)
     listener.begun(len(runs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from copick_cryosam.compute.averages import Averages
 from copick_cryosam.compute.estimating import estimate
 from copick_cryosam.compute.models import named_models
 from copick_cryosam.compute.request import asked_for, is_stale
@@ -92,6 +93,7 @@ def plan(job: Job, settings: Settings) -> Plan:
 
     if job.keep_embeddings:
         check_encoder(settings.encoder.name)
+    Averages(job, settings)
     project = open_project(job.config)
     runs = project.select_runs(job.runs)
     radius = project.object(job.seeds.object_name).radius

@@ -56,7 +56,7 @@ def run_job(job: Job, settings: Settings, listener: Listener | None = None) -> S
     for skipped in outcomes.values():
         work.listener.run_ended(skipped)
     if not work.pending:
-        return work.summary(outcomes)
+        return replace(work.summary(outcomes), average=work.averages.write())
     work.load()
     target = work.read_seeds()
     for run, error in target.failures.items():

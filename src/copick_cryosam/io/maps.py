@@ -42,8 +42,8 @@ def write_maps(average: Average, path: str | Path, *, overwrite: bool = False) -
     OutputError
         One of the files exists and `overwrite` is not given, there is no such folder, or it cannot be written.
     """
-    paths = map_paths(path)
     check_maps(path, overwrite=overwrite)
+    paths = map_paths(path)
     parts = [each.with_name(f".{each.name}.{os.getpid()}.part") for each in paths]
     try:
         for part, density in zip(parts, (average.density, *average.halves), strict=False):
@@ -64,9 +64,9 @@ def write_maps(average: Average, path: str | Path, *, overwrite: bool = False) -
 
 def check_maps(path: str | Path, *, overwrite: bool = False) -> None:
     """Refuse now what `write_maps` would refuse after the work; its errors."""
+    if Path(path).suffix != ".mrc":
+        raise InputError(f"map: expected a name that ends in .mrc, found {str(path)!r}", hint="Add the ending")
     paths = map_paths(path)
-    if paths[0].suffix != ".mrc":
-        raise InputError(f"map {path}: expected a name that ends in .mrc", hint="Add the ending")
     if not paths[0].parent.is_dir():
         raise OutputError(
             f"map {path}: expected the folder {paths[0].parent}, found none", hint="Make it, or choose another path"

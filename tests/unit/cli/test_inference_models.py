@@ -64,6 +64,7 @@ def given(name: str = "embedded", **options: Any) -> Any:
         "sam_checkpoint",
         "encoder",
         "matching",
+        "second_look",
         "max_picks",
         "min_precision",
         "polarity",

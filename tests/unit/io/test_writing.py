@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from copick_cryosam.errors import NotFoundError, OutputError
 from copick_cryosam.io.job import Job
 from copick_cryosam.io.project import open_project
 from copick_cryosam.io.writing import OutputState, Writer
-from copick_cryosam.types import Grid, Instance, paint
+from copick_cryosam.types import Grid, Instance, Pose, paint
 
 GRID = Grid((20, 33, 47), 10.0)
 PARAMETERS = {"settings": {"preset": "fake", "threshold": 0.5}}
@@ -89,6 +91,33 @@ def test_writes_picks_masks_and_record(disk: Any) -> None:
     assert record["versions"]["copick"]
     stored = (disk.overlay / "ExperimentRuns/TS_001/Picks/cryosam_1_ribosome.json").read_bytes()
     assert record["sha256"]["picks ribosome:cryosam/1"] == hashlib.sha256(stored).hexdigest()
+
+
+def test_orientations_are_written_where_every_pick_has_one(disk: Any) -> None:
+    # acting on (z, y, x) columns: a quarter turn around z that takes x to y, and any other
+    quarter = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=float)
+    some = Rotation.random(random_state=0).as_matrix()
+    posed = [
+        replace(one, pose=Pose(rotation=rotation, centre_zyx=one.centroid_zyx))
+        for one, rotation in zip(TWO, (some, quarter), strict=True)
+    ]
+    writer = writer_for(disk, overwrite=True)
+    writer.write("TS_001", posed, GRID, PARAMETERS)
+    (picks,) = disk.root().get_run("TS_001").get_picks("ribosome", "cryosam", "1")
+    # best score first
+    best, second = (np.asarray(point.transformation) for point in picks.points)
+    assert picks.meta.trust_orientation is True
+    np.testing.assert_allclose(best[:3, :3] @ [1, 0, 0], [0, 1, 0], atol=1e-12)
+    np.testing.assert_allclose(second[:3, :3], some[::-1, ::-1])
+    for matrix in (best, second):
+        np.testing.assert_array_equal(matrix[:3, 3], 0)
+        np.testing.assert_array_equal(matrix[3], [0, 0, 0, 1])
+    np.testing.assert_allclose(picks.full_positions(), [[450, 310, 180], [10, 10, 10]])
+
+    writer.write("TS_001", [posed[0], TWO[1]], GRID, PARAMETERS)
+    (picks,) = disk.root().get_run("TS_001").get_picks("ribosome", "cryosam", "1")
+    np.testing.assert_array_equal([point.transformation for point in picks.points], [np.eye(4)] * 2)
+    assert picks.meta.trust_orientation is False
 
 
 def test_copick_does_not_list_the_record_s_folder(disk: Any) -> None:

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from copick_cryosam.pretraining.measure_alignment import KindAlignment, chance_level, match, particles_inside, table
 from copick_cryosam.pretraining.measure_orientations import orientation_errors, rotation_angle, self_symmetries
+from copick_cryosam.pretraining.score_averages import AverageScore, Pick, density_in_pose, score_averages
+from copick_cryosam.pretraining.simulate import MARGIN, Specimen
+from copick_cryosam.types import Instance, Pose
+from copick_cryosam.wedge import Wedge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,3 +69,113 @@ def test_the_direction_is_that_of_turning_a_density() -> None:
     particle = template @ turn.T
     true = Rotation.align_vectors(particle, centres)[0].as_matrix()
     assert orientation_errors(turn[None], true[None], None, seed.T)[0] < 1e-3
+
+
+LUMPS = np.array([[0, 0, 0], [6, 0, 0], [0, 5, 0], [0, 2, -6.0]])
+
+
+def test_chance_is_that_of_random_turns() -> None:
+    # the angle of a random rotation has the density (1 - cos) / pi, half of which lies under 132 degrees
+    assert chance_level(np.eye(3)[None]) == pytest.approx(132, abs=4)
+    half_turns = Rotation.from_rotvec([[0, 0, 0], [180.0, 0, 0]], degrees=True).as_matrix()
+    assert chance_level(half_turns) < 110
+
+
+def pose(rotation: np.ndarray, centre: tuple[float, float, float]) -> Pose:
+    return Pose(rotation=rotation, centre_zyx=centre)
+
+
+def test_every_particle_is_hit_once_and_is_the_one_in_the_tomogram() -> None:
+    empty = np.zeros((9, 9, 9 + 2 * MARGIN))
+    turns = Rotation.random(4, random_state=0).as_matrix()
+    specimen = Specimen(
+        density=empty.astype(np.float32),
+        labels=empty.astype(np.uint16),
+        clutter=empty.astype(bool),
+        kinds=np.array([1, 0, 1, 1]),
+        centres_zyx=np.array([[4, 4, 2.0], [4, 4, MARGIN + 1], [1, 2, MARGIN + 3], [7, 7, MARGIN + 8]]),
+        rotations=turns,
+        radii=np.full(4, 2.0),
+    )
+    inside = particles_inside(specimen, 1)
+    np.testing.assert_array_equal([one.centre_zyx for one in inside], [[1, 2, 3], [7, 7, 8]])
+    np.testing.assert_array_equal([one.rotation for one in inside], turns[2:])
+    hits = match(np.array([[1, 2, 4.0], [1, 2, 3.5], [5, 5, 5]]), inside, 2.0)
+    assert hits == [None, inside[0], None]
+    assert match(np.zeros((0, 3)), inside, 2.0) == []
+    assert match(np.zeros((2, 3)), [], 2.0) == [None, None]
+
+
+def test_true_poses_average_to_the_truth_in_the_frame_of_the_seed() -> None:
+    """Wherever the seed's mask lies, and with turned, shifted particles of two tomograms."""
+    density = blobs(LUMPS).astype(np.float32)
+    turns = Rotation.random(9, random_state=4).as_matrix()
+    seed = pose(turns[0], (1.2, -0.7, 0.4))
+    off = np.array(seed.centre_zyx)
+    volumes, picks = [], []
+    rng = np.random.default_rng(2)
+    for tomogram in range(2):
+        volume = rng.normal(scale=0.05, size=(40, 40, 170)).astype(np.float32)
+        for k in range(4):
+            turn = turns[1 + 4 * tomogram + k]
+            centre = np.array([20, 20, 21 + 42 * k]) + rng.uniform(-0.5, 0.5, 3)
+            corner = np.round(centre).astype(int) - 18
+            inside = centre - corner - 18
+            box = tuple(slice(c, c + 37) for c in corner)
+            volume[box] += density_in_pose(density, pose(turn, (inside[0], inside[1], inside[2])), 37)
+            true = pose(turn, (centre[0], centre[1], centre[2]))
+            spun = turn @ seed.rotation.T
+            fine = centre - spun @ off
+            coarse = pose(spun @ Rotation.from_rotvec([0, 0, 1.2]).as_matrix(), (fine[0], fine[1], fine[2]))
+            one = Instance(
+                mask=np.ones((1, 1, 1), bool),
+                origin_zyx=(0, 0, 0),
+                prompt_zyx=(0.0, 0.0, 0.0),
+                similarity=1.0,
+                confidence=1.0,
+                score=1.0,
+            )
+            picks.append(Pick(tomogram, one, coarse, pose(spun, (fine[0], fine[1], fine[2])), true))
+        volumes.append(volume)
+    truth = density_in_pose(density, seed, 37)
+    scores = score_averages(volumes, [Wedge(-90, 90)] * 2, picks, truth, seed, 9.0)
+    assert [(one.poses, one.count) for one in scores] == [(p, n) for p in ("coarse", "fine", "true") for n in (4, 8)]
+    coarse, fine, true = scores[1::2]
+    assert true.correlation > 0.95
+    assert fine == AverageScore(**{**vars(true), "poses": "fine"})
+    assert fine.against_truth < 60
+    assert coarse.correlation < fine.correlation - 0.1
+    assert coarse.against_truth > fine.against_truth
+
+
+def test_a_density_is_turned_like_a_particle() -> None:
+    turn = Rotation.random(random_state=7).as_matrix()
+    found = density_in_pose(blobs(LUMPS).astype(np.float32), pose(turn, (2.0, 0.0, -1.0)), 29)
+    expected = np.pad(blobs(LUMPS @ turn.T + np.array([2.0, 0, -1])), 4)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+
+
+def test_the_table_has_a_row_for_every_kind_and_size_of_average() -> None:
+    one = AverageScore(
+        poses="fine", count=8, true=6, resolution_0143=40, resolution_05=60, against_truth=55, correlation=0.8
+    )
+    row = KindAlignment(
+        repeat=0,
+        snr=0.1,
+        kind="barrel",
+        radius=10,
+        symmetries=7,
+        chance=60.0,
+        coarse=[10, 30],
+        fine=[4, 16],
+        coarse_centre=[2.0, 2.0],
+        fine_centre=[1.0, 1.0],
+        mask_centre=[1.5, 1.5],
+        seed_offset=1.0,
+        seconds=0.004,
+        averages=[one],
+    )
+    lines = table([row]).splitlines()
+    assert "| barrel | 2 | 7 | 60 | 20, 28, 50% | 10, 15, 100% | 0.20, 0.10, 0.15 | 4 |" in lines
+    assert "| fine | 8 to 15 | 1 | 75% | 40 | 60 | 55 | 0.80 |" in lines
+    assert table([]) == "No kind had enough particles."

@@ -1,0 +1,193 @@
+"""Evidence of candidates: its columns, and what is looked at around a point."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from copick_cryosam.evidence import REGIONS, Surfaces, _company, discriminant, first_evidence, second_evidence, surfaces
+from copick_cryosam.features import CellGrid, DenseFeatures
+from copick_cryosam.ranker import FIRST, SECOND
+from copick_cryosam.types import Proposals, VoxelPoints
+
+SHAPE = (33, 40, 47)
+STRIDE = 4
+CHANNELS = 5
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def some_surfaces(count: int, rng: np.random.Generator) -> Surfaces:
+    features = rng.normal(size=(count, len(REGIONS), CHANNELS)).astype(np.float32)
+    return Surfaces(
+        features=features / np.linalg.norm(features, axis=2, keepdims=True),
+        foreground=rng.uniform(size=(count, len(REGIONS))),
+        density=rng.normal(size=(count, len(REGIONS))),
+        centre=rng.uniform(size=count),
+    )
+
+
+def taken(found: Surfaces, which: np.ndarray) -> Surfaces:
+    return Surfaces(
+        features=found.features[which],
+        foreground=found.foreground[which],
+        density=found.density[which],
+        centre=found.centre[which],
+    )
+
+
+def some_candidates(count: int, seed: int = 0) -> tuple[Proposals, Surfaces, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    score = np.sort(rng.uniform(-0.2, 0.95, size=count))[::-1]
+    proposals = Proposals(points=VoxelPoints(rng.uniform(0, 30, (count, 3))), similarity=score + 0.01, score=score)
+    return proposals, some_surfaces(count, rng), rng.uniform(-1, 1, count)
+
+
+def evidence(proposals: Proposals, found: Surfaces, correlation: np.ndarray, seeds: int = 2) -> np.ndarray:
+    at_seeds = some_surfaces(seeds, np.random.default_rng(9))
+    return first_evidence(proposals, found, at_seeds, np.full(seeds, 0.9), correlation, 7.0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 7, 40])
+def test_columns_are_those_of_the_ranking_and_do_not_depend_on_the_order(count):
+    proposals, found, correlation = some_candidates(count)
+    first = evidence(proposals, found, correlation)
+    sure = np.random.default_rng(2).uniform(size=count)
+    at_seeds = some_surfaces(2, np.random.default_rng(9))
+    parted = discriminant(found, at_seeds, sure)
+    second = second_evidence(first, correlation + 0.1, parted, 4)
+    assert first.shape == (count, FIRST)
+    assert second.shape == (count, SECOND)
+    assert np.isfinite(second).all()
+    order = np.random.default_rng(1).permutation(count)
+    mixed = evidence(proposals[order], taken(found, order), correlation[order])
+    np.testing.assert_allclose(mixed, first[order], atol=1e-6)
+    again = discriminant(taken(found, order), at_seeds, sure[order])
+    np.testing.assert_allclose(again, parted[order], atol=1e-6)
+    np.testing.assert_allclose(second_evidence(mixed, correlation[order] + 0.1, again, 4), second[order], atol=1e-6)
+
+
+def test_sizes_and_numbers_are_the_last_columns():
+    first = evidence(*some_candidates(12), seeds=3)
+    np.testing.assert_allclose(first[:, -3:], np.broadcast_to(np.log([7.0, 12, 3]), (12, 3)))
+    second = second_evidence(first, np.linspace(0, 1, 12), np.linspace(3, 0, 12), members=5)
+    np.testing.assert_allclose(second[:, FIRST + 5], math.log(5))
+    np.testing.assert_allclose(second[:, FIRST + 6], np.linspace(3, 0, 12))
+    np.testing.assert_array_equal(second[:, :FIRST], first)
+    np.testing.assert_allclose(second[:, FIRST], np.linspace(0, 1, 12))
+
+
+def test_one_candidate_has_nothing_to_be_compared_with():
+    proposals, found, correlation = some_candidates(1)
+    np.testing.assert_array_equal(_company(found, proposals.score), np.zeros((1, 2)))
+    assert np.abs(evidence(proposals, found, correlation)[0, 1:4]).max() == 0
+
+
+def test_extreme_scores_stay_finite():
+    proposals, found, _ = some_candidates(4)
+    edge = np.array([1.0, 0.0, -1.0, -7.0])
+    extreme = Proposals(points=proposals.points, similarity=edge, score=edge)
+    nowhere = Surfaces(
+        features=np.zeros_like(found.features), foreground=found.foreground, density=found.density, centre=np.zeros(4)
+    )
+    assert np.isfinite(evidence(extreme, nowhere, edge)).all()
+
+
+def facing(directions: list[int]) -> Surfaces:
+    """Candidates whose features point along one axis each."""
+    count = len(directions)
+    features = np.zeros((count, len(REGIONS), 16), dtype=np.float32)
+    features[np.arange(count), :, directions] = 1
+    flat = np.zeros((count, len(REGIONS)))
+    return Surfaces(features=features, foreground=flat, density=flat, centre=np.zeros(count))
+
+
+@pytest.mark.parametrize("count", [2, 5, 6, 7, 12])
+def test_a_candidate_is_no_company_of_its_own(count):
+    scores = np.linspace(0.9, 0.1, count)
+    np.testing.assert_array_equal(_company(facing(list(range(count))), scores), np.zeros((count, 2)))
+    np.testing.assert_allclose(_company(facing([3] * count), scores), np.ones((count, 2)))
+
+
+def test_company_is_the_five_best_others():
+    # candidates 6 and 7 look like the sixth and the first of the best; the best itself like candidate 7
+    scores = np.linspace(0.9, 0.2, 8)
+    company = _company(facing([0, 1, 2, 3, 4, 5, 5, 0]), scores)[:, 0]
+    np.testing.assert_allclose(company, [0, 0, 0, 0, 0, 0, 0, 1 / 5], atol=1e-6)
+
+
+@pytest.mark.parametrize("sure", [0.0, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_all_or_none_sure_still_gives_a_discriminant(count, sure):
+    _, found, _ = some_candidates(count)
+    at_seeds = some_surfaces(1, np.random.default_rng(9))
+    assert np.isfinite(discriminant(found, at_seeds, np.full(count, sure))).all()
+
+
+def test_the_few_directions_that_part_look_alikes_decide():
+    """Particles and look-alikes differ in one channel; all vary much more in another."""
+    rng = np.random.default_rng(4)
+    count, particle = 60, np.arange(60) < 20
+    features = np.full((count, len(REGIONS), 4), 0.5, dtype=np.float32)
+    features[..., 0] += rng.normal(scale=0.3, size=(count, 1))
+    features[..., 1] += np.where(particle, 0.1, 0.0)[:, None] + rng.normal(scale=0.02, size=(count, 1))
+    flat = np.zeros((count, len(REGIONS)))
+    found = Surfaces(features=features, foreground=flat, density=flat, centre=np.zeros(count))
+    sure = np.where(particle, 0.7, 0.2)
+    parted = discriminant(found, taken(found, np.array([0])), sure)
+    # how often a particle is above a look-alike
+    assert (parted[particle][:, None] > parted[~particle]).mean() > 0.8
+
+
+@pytest.fixture(scope="module")
+def scene() -> tuple[np.ndarray, DenseFeatures]:
+    rng = np.random.default_rng(3)
+    volume = rng.normal(size=SHAPE).astype(np.float32)
+    cells = tuple(-(-n // STRIDE) for n in SHAPE)
+    values = torch.from_numpy(rng.normal(size=(CHANNELS, *cells)).astype(np.float32)).half()
+    grid = CellGrid(cells, (STRIDE,) * 3, SHAPE)
+    centre, foreground = rng.uniform(size=(2, *cells)).astype(np.float32)
+    return volume, DenseFeatures(values=values, grid=grid, centre=centre, foreground=foreground)
+
+
+def test_surfaces_have_one_row_a_point_and_one_column_a_sphere(scene):
+    found = surfaces(*scene, VoxelPoints([[0, 0, 0], [16, 20, 23], [32, 39, 46]]), 6.0)
+    assert found.features.shape == (3, len(REGIONS), CHANNELS)
+    assert found.foreground.shape == found.density.shape == (3, len(REGIONS))
+    np.testing.assert_allclose(np.linalg.norm(found.features, axis=2), 1, atol=1e-5)
+    assert all(np.isfinite(each).all() for each in vars(found).values())
+    mean = found.mean()
+    np.testing.assert_allclose(mean.density, found.density.mean(axis=0, keepdims=True))
+    np.testing.assert_allclose(np.linalg.norm(mean.features, axis=2), 1, atol=1e-5)
+    assert len(surfaces(*scene, VoxelPoints(np.zeros((0, 3))), 6.0).centre) == 0
+
+
+def test_spheres_lie_at_their_radii_around_the_point():
+    index = np.indices((41, 43, 45)) - np.array([20, 21, 22])[:, None, None, None]
+    distance = np.linalg.norm(index, axis=0).astype(np.float32)
+    cells = torch.from_numpy(distance)[None]
+    features = DenseFeatures(values=cells, grid=CellGrid((41, 43, 45), (1, 1, 1)), centre=distance, foreground=distance)
+    found = surfaces(distance, features, VoxelPoints([[20, 21, 22]]), 10.0)
+    np.testing.assert_allclose(found.density[0], 10 * np.array(REGIONS), atol=0.3)
+    np.testing.assert_allclose(found.foreground, found.density, atol=1e-6)
+    assert found.centre[0] == 0
+
+
+def test_what_lies_outside_is_the_nearest_edge(scene):
+    volume, features = scene
+    far = surfaces(volume, features, VoxelPoints([[-99, -99, -99], [99, 99, 99]]), 6.0)
+    for row, corner in enumerate((0, -1)):
+        np.testing.assert_allclose(far.density[row], volume[corner, corner, corner], rtol=1e-5)
+        np.testing.assert_allclose(far.foreground[row], features.foreground[corner, corner, corner], rtol=1e-5)
+        assert far.centre[row] == features.centre[corner, corner, corner]
+        there = features.values[:, corner, corner, corner].float().numpy()
+        np.testing.assert_allclose(far.features[row], np.tile(there / np.linalg.norm(there), (4, 1)), atol=1e-3)
+
+
+def test_features_without_foreground_are_refused(scene):
+    volume, features = scene
+    plain = DenseFeatures(values=features.values, grid=features.grid, centre=features.centre)
+    with pytest.raises(ValueError, match="foreground and centre maps, found none"):
+        surfaces(volume, plain, VoxelPoints([[1, 1, 1]]), 6.0)
