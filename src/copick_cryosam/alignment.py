@@ -87,7 +87,8 @@ class Template:
     ----------
     spectrum : complex, (n, n, n), centred and oversampled
     ratio : samples per cycle per box
-    wedge : of the one particle it is made of; None where an average leaves none
+    wedge : of the one particle it is made of, the first one's where it is made of two; None where an average of more
+        leaves none
     amplitude : (K,), by which candidates are whitened, too
     """
 

@@ -154,7 +154,11 @@ class AlignmentSettings(_Settings):
     refinements: int = Field(
         3, ge=0, le=8, description="times the steps of rotations and shifts are halved for the picks that are kept"
     )
-    candidates: int = Field(300, ge=8, description="the best proposals of a tomogram that are looked at again")
+    candidates: int = Field(
+        600,
+        ge=8,
+        description="at most so many proposals of a tomogram are looked at again, a quarter of them as context",
+    )
     tilt_range: tuple[float, float] | None = Field(
         None, description="degrees, least and greatest; none: estimated from the tomogram's power spectrum"
     )

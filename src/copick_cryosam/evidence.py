@@ -27,6 +27,8 @@ _RIDGE = 0.5
 """Multiple of the mean variance by which the covariance is steadied; 0.3 to 3 do about as well."""
 _SEED_WEIGHT = 3.0
 """Candidates that the seeds count as in the mean of the particles."""
+_MANY = 250
+"""More candidates than training saw in a tomogram count as so many."""
 _BEST = 5
 """Candidates that stand for what a good one looks like."""
 _LIMIT = 0.995
@@ -98,6 +100,7 @@ def first_evidence(
     seed_scores: FloatArray,
     correlation: FloatArray,
     radius_vox: float,
+    context: NDArray[np.int64],
 ) -> FloatArray:
     """Columns known after one comparison with the seeds, shape (N, F).
 
@@ -108,12 +111,14 @@ def first_evidence(
     seeds : of all seeds
     seed_scores : scores of the seeds against the query
     correlation : rotational correlation with the seeds, shape (N,)
+    radius_vox : of the object, voxels at the encoder's spacing
+    context : the candidates among which each is seen, by index; see `second_look.choose`
     """
     seed = seeds.mean()
     similarity = _fisher(proposals.score)
     cosines = np.einsum("nrc,rc->nr", found.features, seed.features[0])
     columns = [
-        *_among(similarity),
+        *_among(similarity, context),
         similarity - float(_fisher(seed_scores).mean()),
         _fisher(proposals.similarity),
         np.log(found.centre + 1e-3),
@@ -123,15 +128,22 @@ def first_evidence(
         *found.density.T,
         *(found.density - seed.density).T,
         *_company(found, similarity).T,
-        *_among(correlation),
+        *_among(correlation, context),
         *np.broadcast_to(
-            [[math.log(radius_vox)], [math.log(len(proposals))], [math.log(len(seeds.centre))]], (3, len(proposals))
+            [[math.log(radius_vox)], [math.log(min(len(context), _MANY))], [math.log(len(seeds.centre))]],
+            (3, len(proposals)),
         ),
     ]
     return np.stack(columns, axis=1)
 
 
-def second_evidence(first: FloatArray, correlation: FloatArray, discriminant: FloatArray, members: int) -> FloatArray:
+def second_evidence(
+    first: FloatArray,
+    correlation: FloatArray,
+    discriminant: FloatArray,
+    members: int,
+    context: NDArray[np.int64],
+) -> FloatArray:
     """Columns known after the comparison with the average of the seeds and the surest candidates, shape (N, F + 10).
 
     Parameters
@@ -140,14 +152,21 @@ def second_evidence(first: FloatArray, correlation: FloatArray, discriminant: Fl
     correlation : rotational correlation with the average; with an average of the others, where a candidate is in it
     discriminant : of `discriminant`
     members : particles in the average
+    context : as of `first_evidence`
     """
-    gain = correlation - np.median(correlation)
+    gain = correlation - np.median(correlation[context])
     return np.column_stack(
-        [first, *_among(correlation), gain**2, np.full(len(first), math.log(members)), *_among(discriminant)]
+        [
+            first,
+            *_among(correlation, context),
+            gain**2,
+            np.full(len(first), math.log(members)),
+            *_among(discriminant, context),
+        ]
     )
 
 
-def discriminant(found: Surfaces, seeds: Surfaces, sure: FloatArray) -> FloatArray:
+def discriminant(found: Surfaces, seeds: Surfaces, sure: FloatArray, context: NDArray[np.int64]) -> FloatArray:
     """What parts the surest candidates from the others of this tomogram, as a score of each; shape (N,).
 
     Fisher's linear discriminant of the features of middle, body and rim: the difference of the two means, weighed by
@@ -157,10 +176,11 @@ def discriminant(found: Surfaces, seeds: Surfaces, sure: FloatArray) -> FloatArr
     Parameters
     ----------
     sure : probability of each candidate after the first comparison, its weight among the particles; shape (N,)
+    context : as of `first_evidence`
     """
     features = found.features[:, :_PARTED].reshape(len(sure), -1).astype(np.float64)
     seed = seeds.mean().features[0, :_PARTED].reshape(-1)
-    other = np.maximum(1 - sure, 1e-3)
+    other = np.maximum(1 - sure, 1e-3) * np.bincount(context, minlength=len(sure))
     rest = np.average(features, axis=0, weights=other)
     centred = features - rest
     covariance = (other[:, None] * centred).T @ centred / other.sum()
@@ -174,10 +194,10 @@ def discriminant(found: Surfaces, seeds: Surfaces, sure: FloatArray) -> FloatArr
     return np.asarray(np.einsum("nc,nc->n", direction, centred) / spread)
 
 
-def _among(values: FloatArray) -> Sequence[FloatArray]:
-    """Values as they are, and where they lie among all candidates of the tomogram."""
-    middle = float(np.median(values))
-    spread = float(np.median(np.abs(values - middle))) * 1.4826 + 0.01
+def _among(values: FloatArray, context: NDArray[np.int64]) -> Sequence[FloatArray]:
+    """Values as they are, and where they lie among the candidates of the tomogram."""
+    middle = float(np.median(values[context]))
+    spread = float(np.median(np.abs(values[context] - middle))) * 1.4826 + 0.01
     best = float(np.sort(values)[-3:].mean())
     return [values, values - middle, (values - middle) / spread, values - best]
 

@@ -32,7 +32,7 @@ from copick_cryosam.features import DenseFeatures, EmbeddingStore, Features
 from copick_cryosam.matching import Query, merge_queries, propose, scores_near, whiten_dense
 from copick_cryosam.polarity import foreground_both_ways
 from copick_cryosam.ranker import Rankers, load_rankers
-from copick_cryosam.second_look import Look, SeedLook, look_again, look_at_seeds, reference_of, refine_poses
+from copick_cryosam.second_look import Look, SeedLook, choose, look_again, look_at_seeds, reference_of, refine_poses
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import segment
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
@@ -328,6 +328,7 @@ class CryoSAM:
         radius_vox: float,
         *,
         roi: NDArray[np.bool_] | None = None,
+        progress: Progress | None = None,
     ) -> Ranked:
         """Propose, look again and calibrate in one tomogram (eqs. 5 and 6, and METHOD of the second look)."""
         proposals = propose(tomogram.features, query, radius_vox, self.settings.matching, roi)
@@ -337,8 +338,13 @@ class CryoSAM:
             seed_scores = np.concatenate([one.scores for one in seeded])
             calibration = calibrate(proposals, seed_scores, least)
             return Ranked(proposals=proposals, calibration=calibration, poses=[])
-        proposals = proposals[: self.settings.alignment.candidates]
-        look = self._look_again(tomogram, proposals, looks, radius_vox)
+        chosen, context = choose(len(proposals), tomogram.volume.size, radius_vox, self.settings.alignment.candidates)
+        proposals = proposals[chosen]
+        if progress is not None:
+            progress("second look", 0, len(proposals))
+        look = self._look_again(tomogram, proposals, context, looks, radius_vox)
+        if progress is not None:
+            progress("second look", len(proposals), len(proposals))
         precision = self.rankers.probability(look.second, "second")
         order = np.argsort(-precision, kind="stable")
         ranked = Proposals(
@@ -381,7 +387,7 @@ class CryoSAM:
         """
         seconds: dict[str, float] = {}
         with _timed(seconds, "match"):
-            ranked = self.rank(tomogram, query, seeded, radius_vox, roi=roi)
+            ranked = self.rank(tomogram, query, seeded, radius_vox, roi=roi, progress=progress)
         proposals, calibration = ranked.proposals, ranked.calibration
         kept = proposals[: calibration.kept][: self.settings.matching.max_proposals]
         precision = calibration.expected_precision[: len(kept)]
@@ -417,7 +423,12 @@ class CryoSAM:
         return look_at_seeds(aligner, tomogram.volume, tomogram.features, points, scores, tomogram.wedge, radius_vox)
 
     def _look_again(
-        self, tomogram: Tomogram, proposals: Proposals, looks: Sequence[SeedLook], radius_vox: float
+        self,
+        tomogram: Tomogram,
+        proposals: Proposals,
+        context: NDArray[np.int64],
+        looks: Sequence[SeedLook],
+        radius_vox: float,
     ) -> Look:
         assert self.rankers is not None
         assert isinstance(tomogram.features, DenseFeatures)
@@ -431,6 +442,7 @@ class CryoSAM:
             reference_of(aligner, looks),
             radius_vox,
             partial(self.rankers.probability, which="first"),
+            context,
         )
 
     def _wedge(self, volume: NDArray[np.float32]) -> Wedge:
@@ -440,18 +452,18 @@ class CryoSAM:
             return DEFAULT_WEDGE
         if given is not None and axis is not None:
             return Wedge(given[0], given[1], axis)
-        found = estimate_wedge(volume)
-        low, high = given or (found.tilt_min, found.tilt_max)
-        wedge = Wedge(low, high, axis or found.axis, found.estimated, found.quality)
-        if not found.estimated:
+        found = estimate_wedge(volume, axis=axis)
+        if given is not None:
+            found = Wedge(given[0], given[1], found.axis)
+        elif not found.estimated:
             logger.warning(
                 "missing wedge: the power spectrum does not tell; tilts of %g to %g degrees around %s are assumed "
                 "(settings alignment.tilt_range and tilt_axis)",
-                low,
-                high,
-                wedge.axis,
+                found.tilt_min,
+                found.tilt_max,
+                found.axis,
             )
-        return wedge
+        return found
 
     def _prepare(
         self,

@@ -59,6 +59,8 @@ def _member(columns: int) -> nn.Module:
 class Rankers(nn.Module):
     """Both nets, in one file of weights."""
 
+    signature = "ranker"
+
     def __init__(self) -> None:
         super().__init__()
         self.first = Ranker(FIRST)
@@ -78,5 +80,5 @@ def load_rankers() -> Rankers:
     from copick_cryosam.weights import load_weights
 
     rankers = Rankers()
-    load_weights("ranker", rankers)
+    rankers.signature = load_weights("ranker", rankers)
     return rankers.eval()

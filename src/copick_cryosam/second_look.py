@@ -22,6 +22,10 @@ from copick_cryosam.features import DenseFeatures
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 from copick_cryosam.wedge import Wedge
 
+CONTEXT = 0.03
+"""Candidates per cube of a radius' edge, as in training."""
+LEAST_CONTEXT = 150
+"""Candidates that are looked at in the smallest tomogram."""
 AVERAGED = 10
 """The surest candidates that join the seeds in the average."""
 SURE = 0.5
@@ -125,9 +129,40 @@ def reference_of(aligner: Aligner, looks: Sequence[SeedLook]) -> Reference:
         for look in looks:
             aligned = aligner.align(template, look.boxes)
             poses += list(zip(aligned.rotations, aligned.shifts, strict=True))
+        # the first seed itself is the frame, whatever rotation of the grid fits it best
+        back = poses[0][0].T
+        poses = [(rotation @ back, shift) for rotation, shift in poses]
         reference = Reference(looks=looks, poses=poses, template=template)
         template = aligner.averaged(reference.members())
     return Reference(looks=looks, poses=poses, template=template)
+
+
+def choose(proposals: int, voxels: int, radius_vox: float, limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which proposals are looked at again, and among which of them each is seen.
+
+    How far a candidate stands out depends on how many others there are to stand out from. The ranking was learned
+    with about one candidate for every 33 cubes of a radius' edge, so in a large tomogram as many are meant; those
+    beyond the best are drawn evenly and stand for what lies between them.
+
+    Parameters
+    ----------
+    proposals : how many there are, best first
+    voxels : of the tomogram
+    limit : at most so many are looked at
+
+    Returns
+    -------
+    Indices of proposals, ascending; and indices into those, repeated as often as each counts.
+    """
+    meant = min(proposals, max(LEAST_CONTEXT, round(CONTEXT * voxels / radius_vox**3)))
+    if meant <= limit:
+        chosen = np.arange(meant)
+        return chosen, chosen
+    tail = limit // 4
+    best = limit - tail
+    drawn = best + ((np.arange(tail) + 0.5) * (meant - best) / tail).astype(np.int64)
+    counts = np.concatenate([np.ones(best), np.full(tail, round((meant - best) / tail))]).astype(np.int64)
+    return np.concatenate([np.arange(best), drawn]), np.repeat(np.arange(limit), counts)
 
 
 def look_again(
@@ -139,12 +174,14 @@ def look_again(
     reference: Reference,
     radius_vox: float,
     rank: Rank,
+    context: NDArray[np.int64],
 ) -> Look:
     """The second look at the proposals of one tomogram, at least one.
 
     Parameters
     ----------
     rank : of first evidence, decides who is averaged
+    context : the candidates among which each is seen, of `choose`
     """
     boxes = aligner.look(torch.from_numpy(volume), proposals.points, wedge)
     aligned = aligner.align(reference.template, boxes)
@@ -156,7 +193,9 @@ def look_again(
         seen,
         np.concatenate([look.scores for look in reference.looks]),
         aligned.score,
-        radius_vox,
+        # the ranking knows sizes in the net's voxels, of which a cell has two on each axis
+        2 * radius_vox / float(np.mean(features.grid.stride)),
+        context,
     )
     sure = rank(first)
     order = np.argsort(-sure, kind="stable")[:AVERAGED]
@@ -171,7 +210,8 @@ def look_again(
         others = [*seeds, *(pose for k, pose in enumerate(poses) if k != left_out)]
         without[int(i)] = aligner.averaged(others)
         again = again.put(i, aligner.align(without[int(i)], boxes.only(i), near=aligned.rotations[i]))
-    second = second_evidence(first, again.score, discriminant(found, seen, sure), len(seeds) + len(poses))
+    parted = discriminant(found, seen, sure, context)
+    second = second_evidence(first, again.score, parted, len(seeds) + len(poses), context)
     return Look(
         first=first,
         second=second,

@@ -111,7 +111,9 @@ DEFAULT_WEDGE = Wedge()
 """Tilts of ±60 degrees around y, the most usual scheme."""
 
 
-def estimate_wedge(volume: NDArray[np.float32], default: Wedge = DEFAULT_WEDGE) -> Wedge:
+def estimate_wedge(
+    volume: NDArray[np.float32], default: Wedge = DEFAULT_WEDGE, *, axis: TiltAxis | None = None
+) -> Wedge:
     """Read tilt axis and tilt range off a tomogram's power spectrum.
 
     For both candidates of the tilt axis the power of the planes across it is averaged and sampled on angle and
@@ -127,6 +129,7 @@ def estimate_wedge(volume: NDArray[np.float32], default: Wedge = DEFAULT_WEDGE) 
     volume : shape (Z, Y, X); clipping fills the wedge, so as little of it as possible
     default : returned, with `estimated` False and the quality reached, where the fit is not believed: quality
         under `QUALITY`, both axes alike, or an edge at the end of the search (25 and 85 degrees)
+    axis : the tilt axis where it is known; None: found
 
     Raises
     ------
@@ -135,10 +138,13 @@ def estimate_wedge(volume: NDArray[np.float32], default: Wedge = DEFAULT_WEDGE) 
     """
     check(volume)
     axes: tuple[TiltAxis, TiltAxis] = ("y", "x")
-    first, second = sorted((_fit(volume, axis) for axis in axes), key=lambda one: -one.quality)
+    first, second = sorted((_fit(volume, each) for each in axes), key=lambda one: -one.quality)
+    if axis is not None and first.axis != axis:
+        # the other axis explains the spectrum better, so what was found along the given one is leakage
+        return Wedge(default.tilt_min, default.tilt_max, axis, estimated=False, quality=second.quality)
     found = all(_SURELY_MEASURED < abs(edge) < _SURELY_MISSING for edge in (first.tilt_min, first.tilt_max))
     if first.quality < QUALITY or first.quality - second.quality < MARGIN or not found:
-        return Wedge(default.tilt_min, default.tilt_max, default.axis, estimated=False, quality=first.quality)
+        return Wedge(default.tilt_min, default.tilt_max, axis or default.axis, estimated=False, quality=first.quality)
     return first
 
 

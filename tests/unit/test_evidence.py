@@ -45,9 +45,14 @@ def some_candidates(count: int, seed: int = 0) -> tuple[Proposals, Surfaces, np.
     return proposals, some_surfaces(count, rng), rng.uniform(-1, 1, count)
 
 
+def every(values: np.ndarray) -> np.ndarray:
+    """All candidates as each other's company."""
+    return np.arange(len(values))
+
+
 def evidence(proposals: Proposals, found: Surfaces, correlation: np.ndarray, seeds: int = 2) -> np.ndarray:
     at_seeds = some_surfaces(seeds, np.random.default_rng(9))
-    return first_evidence(proposals, found, at_seeds, np.full(seeds, 0.9), correlation, 7.0)
+    return first_evidence(proposals, found, at_seeds, np.full(seeds, 0.9), correlation, 7.0, every(correlation))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 7, 40])
@@ -56,23 +61,25 @@ def test_columns_are_those_of_the_ranking_and_do_not_depend_on_the_order(count):
     first = evidence(proposals, found, correlation)
     sure = np.random.default_rng(2).uniform(size=count)
     at_seeds = some_surfaces(2, np.random.default_rng(9))
-    parted = discriminant(found, at_seeds, sure)
-    second = second_evidence(first, correlation + 0.1, parted, 4)
+    parted = discriminant(found, at_seeds, sure, every(sure))
+    second = second_evidence(first, correlation + 0.1, parted, 4, every(sure))
     assert first.shape == (count, FIRST)
     assert second.shape == (count, SECOND)
     assert np.isfinite(second).all()
     order = np.random.default_rng(1).permutation(count)
     mixed = evidence(proposals[order], taken(found, order), correlation[order])
     np.testing.assert_allclose(mixed, first[order], atol=1e-6)
-    again = discriminant(taken(found, order), at_seeds, sure[order])
+    again = discriminant(taken(found, order), at_seeds, sure[order], every(sure))
     np.testing.assert_allclose(again, parted[order], atol=1e-6)
-    np.testing.assert_allclose(second_evidence(mixed, correlation[order] + 0.1, again, 4), second[order], atol=1e-6)
+    np.testing.assert_allclose(
+        second_evidence(mixed, correlation[order] + 0.1, again, 4, every(sure)), second[order], atol=1e-6
+    )
 
 
 def test_sizes_and_numbers_are_the_last_columns():
     first = evidence(*some_candidates(12), seeds=3)
     np.testing.assert_allclose(first[:, -3:], np.broadcast_to(np.log([7.0, 12, 3]), (12, 3)))
-    second = second_evidence(first, np.linspace(0, 1, 12), np.linspace(3, 0, 12), members=5)
+    second = second_evidence(first, np.linspace(0, 1, 12), np.linspace(3, 0, 12), 5, np.arange(12))
     np.testing.assert_allclose(second[:, FIRST + 5], math.log(5))
     np.testing.assert_allclose(second[:, FIRST + 6], np.linspace(3, 0, 12))
     np.testing.assert_array_equal(second[:, :FIRST], first)
@@ -123,7 +130,7 @@ def test_company_is_the_five_best_others():
 def test_all_or_none_sure_still_gives_a_discriminant(count, sure):
     _, found, _ = some_candidates(count)
     at_seeds = some_surfaces(1, np.random.default_rng(9))
-    assert np.isfinite(discriminant(found, at_seeds, np.full(count, sure))).all()
+    assert np.isfinite(discriminant(found, at_seeds, np.full(count, sure), np.arange(count))).all()
 
 
 def test_the_few_directions_that_part_look_alikes_decide():
@@ -136,7 +143,7 @@ def test_the_few_directions_that_part_look_alikes_decide():
     flat = np.zeros((count, len(REGIONS)))
     found = Surfaces(features=features, foreground=flat, density=flat, centre=np.zeros(count))
     sure = np.where(particle, 0.7, 0.2)
-    parted = discriminant(found, taken(found, np.array([0])), sure)
+    parted = discriminant(found, taken(found, np.array([0])), sure, every(sure))
     # how often a particle is above a look-alike
     assert (parted[particle][:, None] > parted[~particle]).mean() > 0.8
 
@@ -191,3 +198,20 @@ def test_features_without_foreground_are_refused(scene):
     plain = DenseFeatures(values=features.values, grid=features.grid, centre=features.centre)
     with pytest.raises(ValueError, match="foreground and centre maps, found none"):
         surfaces(volume, plain, VoxelPoints([[1, 1, 1]]), 6.0)
+
+
+def test_who_is_drawn_for_many_counts_as_many():
+    """Candidates that stand for others give the columns that all of them together would give."""
+    proposals, found, correlation = some_candidates(20)
+    twice = np.concatenate([np.arange(20), np.arange(10, 20)])
+    doubled = Proposals(
+        points=VoxelPoints(proposals.points.zyx[twice]),
+        similarity=proposals.similarity[twice],
+        score=proposals.score[twice],
+    )
+    counted = first_evidence(
+        proposals, found, some_surfaces(2, np.random.default_rng(9)), np.full(2, 0.9), correlation, 7.0, twice
+    )
+    written_out = evidence(doubled, taken(found, twice), correlation[twice])
+    among = [*range(3), *range(29, 32)]
+    np.testing.assert_allclose(counted[:, among], written_out[:20, among])

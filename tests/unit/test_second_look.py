@@ -14,7 +14,7 @@ from copick_cryosam.features import CellGrid, DenseFeatures
 from copick_cryosam.pretraining.shapes import random_shape
 from copick_cryosam.ranker import FIRST, SECOND
 from copick_cryosam.rotations import angles_between, spacing_of
-from copick_cryosam.second_look import AVERAGED, look_again, look_at_seeds, reference_of
+from copick_cryosam.second_look import AVERAGED, choose, look_again, look_at_seeds, reference_of
 from copick_cryosam.types import Proposals, VoxelPoints
 from copick_cryosam.wedge import Wedge
 
@@ -82,7 +82,9 @@ def look(aligner, scene, points, sure, reference):
         asked.append(evidence)
         return np.asarray(sure, dtype=np.float64)
 
-    found = look_again(aligner, volume, features, WEDGE, proposals(points), reference, radius, rank)
+    found = look_again(
+        aligner, volume, features, WEDGE, proposals(points), reference, radius, rank, np.arange(len(points))
+    )
     assert len(asked) == 1
     np.testing.assert_array_equal(asked[0], found.first)
     assert found.first.shape == (len(points), FIRST)
@@ -168,7 +170,9 @@ def test_seeds_of_several_tomograms_are_brought_into_one_frame(aligner, scene, r
     turned = np.stack([rotation for rotation, _ in reference.poses])
     expected = rotations[:5] @ rotations[0].T
     wrong = angles_between(turned, expected)
-    assert wrong.max() < spacing_of(ROTATIONS)
+    np.testing.assert_allclose(turned[0], np.eye(3), atol=1e-5)
+    # two poses from the grid make each of these
+    assert wrong.max() < 1.5 * spacing_of(ROTATIONS)
     np.testing.assert_allclose(turned @ turned.transpose(0, 2, 1), np.tile(np.eye(3), (5, 1, 1)), atol=1e-5)
     members = reference.members()
     assert [index for _, index, *_ in members] == [0, 1, 0, 0, 1]
@@ -193,3 +197,17 @@ def test_a_second_look_gives_the_same_twice(aligner, scene):
     one, other = (look(aligner, scene, CENTRES[1:4], [1, 0, 1], reference) for _ in range(2))
     np.testing.assert_array_equal(one.second, other.second)
     np.testing.assert_array_equal(one.aligned.rotations, other.aligned.rotations)
+
+
+@pytest.mark.parametrize(
+    ("proposals_", "voxels", "radius", "looked", "meant"),
+    [(40, 1e6, 8.0, 40, 40), (900, 2.6e6, 7.0, 227, 227), (9000, 7.3e7, 9.0, 600, 3004), (700, 7.3e7, 9.0, 600, 700)],
+)
+def test_a_large_tomogram_gives_a_ranking_the_company_that_it_knows(proposals_, voxels, radius, looked, meant):
+    chosen, context = choose(proposals_, int(voxels), radius, 600)
+    assert len(chosen) == looked
+    assert (np.diff(chosen) > 0).all()
+    assert chosen[-1] < proposals_
+    assert len(context) == pytest.approx(meant, abs=80)
+    assert set(context) == set(range(looked))
+    np.testing.assert_array_equal(chosen[: looked * 3 // 4], np.arange(looked * 3 // 4))

@@ -31,6 +31,7 @@ _STAGES = {
     "read": "planes read",
     "encode": "blocks or planes encoded",
     "load": "planes of embeddings read",
+    "second look": "candidates turned",
     "segment": "walks segmented",
 }
 

@@ -23,6 +23,8 @@ _ENCODE_SECONDS = {"embednet": 1.2e-6, "fake": 0.5e-6}
 _DECODE_SECONDS = {"promptnet": 6e-3, "fake": 0.2e-3, "sam": 0.3, "sam2": 0.3}
 """One CPU core, per plane prompt."""
 _READ_SECONDS = 0.1e-6
+_LOOK_SECONDS = 20e-3
+"""One CPU core, per candidate of the second look."""
 _WALKS = 6
 """Walks of one proposal: up and down three axes; each prompts at most `extent` object radii of planes."""
 
@@ -77,6 +79,8 @@ def estimate(
         seconds += sum(planes * _flops(segmenter, tokens) for planes, tokens in views) / _CORE_FLOPS
     # Particles lie a diameter apart; there are hardly more of them than cubes of that edge.
     proposals = min(settings.matching.max_proposals, max(1.0, voxels / (2 * max(radius_vox, 1.0)) ** 3))
+    if settings.looks_again:
+        seconds += min(settings.alignment.candidates, proposals) * _LOOK_SECONDS
     decodes = proposals * _WALKS * settings.segmenter.extent * max(radius_vox, 1.0)
     return memory, seconds + decodes * _DECODE_SECONDS[settings.segmenter.name]
 

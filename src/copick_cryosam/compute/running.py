@@ -126,6 +126,8 @@ class _Work:
 
         self.model: CryoSAM = CryoSAM.from_settings(self.settings)
         self.models = {"encoder": self.model.encoder.signature, "segmenter": self.model.segmenter.signature}
+        if self.model.rankers is not None:
+            self.models["ranker"] = self.model.rankers.signature
 
     def skipped(self, run: str) -> Outcome:
         """The outcome of a run that was finished before."""

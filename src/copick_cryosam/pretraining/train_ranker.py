@@ -86,6 +86,7 @@ def collect(
                 reference,
                 radius,
                 rank,
+                np.arange(len(proposals)),
             )
             true = _is_true(proposals.points, truths[t], radius)
             # the seeds themselves are no lesson
