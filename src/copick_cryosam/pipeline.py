@@ -330,7 +330,7 @@ class CryoSAM:
         roi: NDArray[np.bool_] | None = None,
         progress: Progress | None = None,
     ) -> Ranked:
-        """Propose, look again and calibrate in one tomogram (eqs. 5 and 6, and METHOD of the second look)."""
+        """Propose, look again and calibrate in one tomogram (eqs. 5 and 6, then `copick_cryosam.second_look`)."""
         proposals = propose(tomogram.features, query, radius_vox, self.settings.matching, roi)
         least = self.settings.instances.min_precision
         looks = [one.look for one in seeded if one.look is not None]
@@ -338,7 +338,8 @@ class CryoSAM:
             seed_scores = np.concatenate([one.scores for one in seeded])
             calibration = calibrate(proposals, seed_scores, least)
             return Ranked(proposals=proposals, calibration=calibration, poses=[])
-        chosen, context = choose(len(proposals), tomogram.volume.size, radius_vox, self.settings.alignment.candidates)
+        searched = tomogram.volume.size if roi is None else int(roi.sum())
+        chosen, context = choose(len(proposals), searched, radius_vox, self.settings.alignment.candidates)
         proposals = proposals[chosen]
         if progress is not None:
             progress("second look", 0, len(proposals))

@@ -147,7 +147,7 @@ def choose(proposals: int, voxels: int, radius_vox: float, limit: int) -> tuple[
     Parameters
     ----------
     proposals : how many there are, best first
-    voxels : of the tomogram
+    voxels : of the tomogram, or of the region that was searched
     limit : at most so many are looked at
 
     Returns
