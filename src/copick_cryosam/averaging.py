@@ -246,16 +246,6 @@ def resolution(fsc: NDArray[np.float64], frequencies: NDArray[np.float64], thres
     return float(1 / (frequencies[last - 1] + part * (frequencies[last] - frequencies[last - 1])))
 
 
-def to_xyz(rotations_zyx: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotations on (z, y, x) columns as rotations on (x, y, z) columns, shape (..., 3, 3); its own inverse.
-
-    They are what copick's picks carry in the upper left of `transformation_`: copick 1.31 stores rotations from
-    the object to the tomogram (`copick.util.relion`), the direction of R here, so none is transposed; ChimeraX
-    shows them as they are, and RELION's angles are those of the inverse, which copick's export takes.
-    """
-    return np.asarray(rotations_zyx)[..., ::-1, ::-1].copy()
-
-
 def _validate(
     boxes: torch.Tensor,
     rotations: NDArray[np.float64],

@@ -293,6 +293,14 @@ def scores_near(proposals: Proposals, points: VoxelPoints, radius_vox: float) ->
     return np.array(found or [float(proposals.score.max())])
 
 
+def nearest_within(points: VoxelPoints, wanted: VoxelPoints, radius_vox: float) -> NDArray[np.int64]:
+    """Indices of the points nearest to each wanted place, where one lies within `radius_vox` of it."""
+    if len(points) == 0 or len(wanted) == 0:
+        return np.zeros(0, dtype=np.int64)
+    distance, index = cKDTree(points.zyx).query(wanted.zyx)
+    return np.unique(np.asarray(index)[np.asarray(distance) <= radius_vox])
+
+
 def _inside(points: VoxelPoints, roi: NDArray[np.bool_]) -> NDArray[np.bool_]:
     nearest = np.clip(np.floor(points.zyx + 0.5).astype(int), 0, np.array(roi.shape) - 1)
     return np.asarray(roi[tuple(nearest.T)], dtype=bool)

@@ -29,7 +29,7 @@ from copick_cryosam.diagnosis import SeedDiagnosis, SeedEvidence, Surroundings, 
 from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.errors import InputError, SeedError
 from copick_cryosam.features import DenseFeatures, EmbeddingStore, Features
-from copick_cryosam.matching import Query, merge_queries, propose, scores_near, whiten_dense
+from copick_cryosam.matching import Query, merge_queries, nearest_within, propose, scores_near, whiten_dense
 from copick_cryosam.polarity import foreground_both_ways
 from copick_cryosam.ranker import Rankers, load_rankers
 from copick_cryosam.second_look import Look, SeedLook, choose, look_again, look_at_seeds, reference_of, refine_poses
@@ -203,7 +203,8 @@ class CryoSAM:
         seeds = VoxelPoints(np.asarray(seeds_zyx, dtype=np.float64))
         tomogram = self.open(volume, seeds, radius_vox, voxel_spacing=voxel_spacing, progress=progress)
         seeded = self.seed(tomogram, seeds, radius_vox)
-        return self.search(tomogram, self.query([seeded]), [seeded], radius_vox, progress=progress).instances
+        query = self.query([seeded])
+        return self.search(tomogram, query, [seeded], radius_vox, progress=progress, known=seeds).instances
 
     def segment(self, volume: NDArray[np.float32], points_zyx: ArrayLike, radius_vox: float) -> list[Instance]:
         """Masks of the particles at given points only, one for each point and in their order.
@@ -329,8 +330,14 @@ class CryoSAM:
         *,
         roi: NDArray[np.bool_] | None = None,
         progress: Progress | None = None,
+        known: VoxelPoints | None = None,
     ) -> Ranked:
-        """Propose, look again and calibrate in one tomogram (eqs. 5 and 6, then `copick_cryosam.second_look`)."""
+        """Propose, look again and calibrate in one tomogram (eqs. 5 and 6, then `copick_cryosam.second_look`).
+
+        Parameters
+        ----------
+        known : the seeds in this tomogram, which are right whatever they look like
+        """
         proposals = propose(tomogram.features, query, radius_vox, self.settings.matching, roi)
         least = self.settings.instances.min_precision
         looks = [one.look for one in seeded if one.look is not None]
@@ -347,6 +354,8 @@ class CryoSAM:
         if progress is not None:
             progress("second look", len(proposals), len(proposals))
         precision = self.rankers.probability(look.second, "second")
+        if known is not None:
+            precision[nearest_within(proposals.points, known, radius_vox)] = 1.0
         order = np.argsort(-precision, kind="stable")
         ranked = Proposals(
             points=VoxelPoints(proposals.points.zyx[order]),
@@ -378,17 +387,19 @@ class CryoSAM:
         *,
         roi: NDArray[np.bool_] | None = None,
         progress: Progress | None = None,
+        known: VoxelPoints | None = None,
         boxes: int = 0,
     ) -> Found:
         """Rank, segment and select in one tomogram (eqs. 5 and 6, then 1 and 2 again).
 
         Parameters
         ----------
+        known : see `rank`
         boxes : how many of the surest picks to cut out for an average
         """
         seconds: dict[str, float] = {}
         with _timed(seconds, "match"):
-            ranked = self.rank(tomogram, query, seeded, radius_vox, roi=roi, progress=progress)
+            ranked = self.rank(tomogram, query, seeded, radius_vox, roi=roi, progress=progress, known=known)
         proposals, calibration = ranked.proposals, ranked.calibration
         kept = proposals[: calibration.kept][: self.settings.matching.max_proposals]
         precision = calibration.expected_precision[: len(kept)]

@@ -124,6 +124,14 @@ class Pose:
     rotation: FloatArray
     centre_zyx: tuple[float, float, float]
 
+    @property
+    def rotation_xyz(self) -> FloatArray:
+        """The same rotation acting on (x, y, z) columns, shape (3, 3), as copick and RELION have it.
+
+        copick's transformation of a pick turns the object into the tomogram (`copick.util.relion`), as R does.
+        """
+        return self.rotation[::-1, ::-1]
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Instance:

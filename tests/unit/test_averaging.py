@@ -17,7 +17,6 @@ from copick_cryosam.averaging import (
     cut_particles,
     fourier_shell_correlation,
     resolution,
-    to_xyz,
 )
 from copick_cryosam.errors import InputError
 from copick_cryosam.types import Instance, Pose, VoxelPoints
@@ -204,14 +203,3 @@ def test_resolution_is_interpolated_between_shells() -> None:
     assert resolution(np.array([1.0, 0.8, 0.6]), frequencies, 0.5) == pytest.approx(1 / 0.03)
     assert resolution(np.array([0.4, 0.8, 0.6]), frequencies, 0.5) == math.inf
     assert math.isnan(resolution(np.full(3, np.nan), frequencies, 0.5))
-
-
-def test_to_xyz_is_the_same_rotation_on_reversed_columns() -> None:
-    # a quarter turn in the plane of x and y that takes x to y
-    zyx = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=float)
-    np.testing.assert_allclose(to_xyz(zyx) @ [1, 0, 0], [0, 1, 0])
-    np.testing.assert_allclose(to_xyz(zyx), Rotation.from_euler("z", 90, degrees=True).as_matrix(), atol=1e-12)
-    some = Rotation.random(5, random_state=0).as_matrix()
-    point = np.array([1.0, 2, 3])
-    np.testing.assert_allclose(to_xyz(some) @ point[::-1], (some @ point)[:, ::-1])
-    np.testing.assert_allclose(to_xyz(to_xyz(some)), some)

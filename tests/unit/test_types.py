@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
-from copick_cryosam.types import AngstromPoints, Grid, Instance, VoxelPoints, centroids, paint
+from copick_cryosam.types import AngstromPoints, Grid, Instance, Pose, VoxelPoints, centroids, paint
 
 sides = st.integers(1, 2000)
 grids = st.builds(Grid, st.tuples(sides, sides, sides), st.floats(0.5, 60, allow_nan=False))
@@ -76,3 +77,15 @@ def test_centroids_lie_in_the_tomogram() -> None:
     found = centroids([one((10, 20, 30), mask), one((1, 1, 1), np.zeros((1, 1, 1), dtype=bool))])
     np.testing.assert_allclose(found.zyx, [[10, 21, 31.5], [9, 9, 9]])
     assert centroids([]).zyx.shape == (0, 3)
+
+
+def test_a_pose_has_the_same_rotation_on_reversed_columns() -> None:
+    # a quarter turn in the plane of x and y that takes x to y
+    quarter = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=float)
+    pose = Pose(rotation=quarter, centre_zyx=(0.0, 0.0, 0.0))
+    np.testing.assert_allclose(pose.rotation_xyz @ [1, 0, 0], [0, 1, 0])
+    np.testing.assert_allclose(pose.rotation_xyz, Rotation.from_euler("z", 90, degrees=True).as_matrix(), atol=1e-12)
+    point = np.array([1.0, 2, 3])
+    for some in Rotation.random(5, random_state=0).as_matrix():
+        turned = Pose(rotation=some, centre_zyx=(0.0, 0.0, 0.0))
+        np.testing.assert_allclose(turned.rotation_xyz @ point[::-1], (some @ point)[::-1])

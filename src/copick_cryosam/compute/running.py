@@ -258,6 +258,7 @@ class _Work:
         if opened is None or opened.run != run:
             opened = self._open(run, volume, None, target.polarity)
         radius_vox = self.radius / opened.grid.voxel_spacing
+        seeds = self.seeds.positive.get(run)
         found = self.model.search(
             opened.tomogram,
             target.query,
@@ -265,6 +266,7 @@ class _Work:
             radius_vox,
             roi=roi,
             progress=self.listener.progress,
+            known=None if seeds is None else opened.grid.to_voxels(seeds),
             boxes=self.averages.boxes,
         )
         self.averages.add(found.particles, opened.grid.voxel_spacing, radius_vox)

@@ -7,14 +7,16 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.averaging import Average
 from copick_cryosam.errors import InputError, OutputError
 from copick_cryosam.io.storage import reason
+
+if TYPE_CHECKING:
+    from copick_cryosam.averaging import Average
 
 __all__ = ["check_maps", "map_paths", "write_maps"]
 

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.averaging import to_xyz
 from copick_cryosam.errors import OutputError
 from copick_cryosam.io.discover_job import DiscoverJob
 from copick_cryosam.io.job import Job, same_spacing
@@ -372,7 +371,7 @@ def transformations(instances: Sequence[Instance]) -> NDArray[np.float64] | None
     if not poses or len(poses) < len(instances):
         return None
     matrices = np.tile(np.eye(4), (len(poses), 1, 1))
-    matrices[:, :3, :3] = to_xyz(np.stack([pose.rotation for pose in poses]))
+    matrices[:, :3, :3] = [pose.rotation_xyz for pose in poses]
     return matrices
 
 
