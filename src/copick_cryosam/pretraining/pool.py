@@ -61,10 +61,13 @@ def training_maps(folder: Path | None) -> list[Shape]:
     return [read_shape(path) for path in sorted(folder.glob("*.mrc")) if path.stem not in HELD_OUT_MAPS]
 
 
-def draw_shapes(rng: np.random.Generator, kinds: int, maps: Sequence[Shape]) -> list[Shape]:
+def draw_shapes(
+    rng: np.random.Generator, kinds: int, maps: Sequence[Shape], radii: tuple[float, float] | None = None
+) -> list[Shape]:
     """Kinds for one sample, in half of the samples with look-alikes among them: barrels of one size, say.
 
-    What parts a barrel from a rod is soon learnt; what parts two barrels has to be asked for.
+    What parts a barrel from a rod is soon learnt; what parts two barrels has to be asked for. Shapes that do not
+    resemble another have a radius between `radii`, voxels; None: of `random_shape`.
     """
     families = sorted(set(FAMILIES) - set(HELD_OUT_FAMILIES))
     look_alikes = LOOK_ALIKES if rng.random() < 0.5 else 0.0
@@ -78,16 +81,20 @@ def draw_shapes(rng: np.random.Generator, kinds: int, maps: Sequence[Shape]) -> 
         elif maps and rng.random() < 0.4:
             shapes.append(maps[int(rng.integers(len(maps)))])
         else:
-            shapes.append(random_shape(rng, family=str(rng.choice(families)), name=f"shape-{k}"))
+            size = None if radii is None else float(np.exp(rng.uniform(*np.log(radii))))
+            shapes.append(random_shape(rng, family=str(rng.choice(families)), radius=size, name=f"shape-{k}"))
     return shapes
 
 
 def draw_sample(
-    rng: np.random.Generator, maps: Sequence[Shape], shape_zyx: tuple[int, int, int] = SAMPLE_SHAPE
+    rng: np.random.Generator,
+    maps: Sequence[Shape],
+    shape_zyx: tuple[int, int, int] = SAMPLE_SHAPE,
+    radii: tuple[float, float] | None = None,
 ) -> Sample:
     """Simulate one sample: 3 to 6 kinds, clutter, one set of imaging conditions."""
     kinds = int(rng.integers(3, 7))
-    shapes = draw_shapes(rng, kinds, maps)
+    shapes = draw_shapes(rng, kinds, maps, radii)
     imaging = random_imaging(rng)
     crowding = rng.uniform(0.25, 1.0)
     volume = float(np.prod(shape_zyx))
@@ -160,6 +167,7 @@ def main() -> None:
     parser.add_argument("--templates", type=Path, default=None)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--shape", type=int, nargs=3, default=SAMPLE_SHAPE, help="voxels, z y x")
+    parser.add_argument("--radii", type=float, nargs=2, default=None, help="least and largest radius of shapes, voxels")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     maps = training_maps(arguments.templates)
@@ -168,7 +176,8 @@ def main() -> None:
         path = arguments.folder / f"sample-{index:05d}.npz"
         if not path.exists():
             # a generator of its own for each sample: any one of them can be made again alone
-            save_sample(draw_sample(np.random.default_rng([arguments.seed, index]), maps, tuple(arguments.shape)), path)
+            rng = np.random.default_rng([arguments.seed, index])
+            save_sample(draw_sample(rng, maps, tuple(arguments.shape), arguments.radii), path)
             print(f"sample {index}  {time.perf_counter() - began:.0f} s", flush=True)
 
 
