@@ -249,8 +249,15 @@ def _search(
     return [rank(model, one, query, seeded, radius) for one in tomograms]
 
 
-def measure_data_set(plan: Plan, templates: Path | None, repeat: int, seed: int, tuning: bool) -> Measured:
-    """Simulate one data set and score all its kinds under all conditions; everything follows from the seed."""
+def measure_data_set(
+    plan: Plan, templates: Path | None, repeat: int, seed: int, tuning: bool, share: tuple[int, int] = (0, 1)
+) -> Measured:
+    """Simulate one data set and score all its kinds under all conditions; everything follows from the seed.
+
+    Parameters
+    ----------
+    share : (k, n), every n-th condition from the k-th on, so that processes can share a data set
+    """
     torch.set_num_threads(1)
     began = time.perf_counter()
     rng = np.random.default_rng([seed, repeat])
@@ -265,7 +272,7 @@ def measure_data_set(plan: Plan, templates: Path | None, repeat: int, seed: int,
     clicks = [draw_clicks(t, plan.shape_zyx, s.radius, most, rng) for t, s in zip(truths, shapes, strict=True)]
     model = CryoSAM.from_preset(plan.preset, device="cpu")
     whole = Measured()
-    views = plan.views()
+    views = plan.views()[share[0] :: share[1]]
     for done, (condition, counts, baseline) in enumerate(views, start=1):
         # the same noise under every condition, as far as its shape is the same
         volumes = [

@@ -54,19 +54,24 @@ SMALL = Plan(shape_zyx=(48, 112, 112), count=8, seed_counts=(1, 2, 5))
 def measure(
     plan: Plan, templates: Path | None, repeats: int, seed: int, *, tuning: bool = False, processes: int = 1
 ) -> Measured:
-    """All data sets, each in one process with one thread."""
-    work = partial(measure_data_set, plan, templates, seed=seed, tuning=tuning)
-    if min(processes, repeats) > 1:
+    """All data sets, the conditions of each shared between processes of one thread."""
+    work = partial(_work, plan, templates, seed, tuning)
+    jobs = [(repeat, (k, processes)) for repeat in range(repeats) for k in range(processes)]
+    if processes > 1:
         # forked children would inherit the state of torch's threads
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, repeats), mp_context=context) as executor:
-            found = list(executor.map(work, range(repeats)))
+        with ProcessPoolExecutor(processes, mp_context=context) as executor:
+            found = list(executor.map(work, jobs))
     else:
-        found = [work(repeat) for repeat in range(repeats)]
+        found = [work(job) for job in jobs]
     return Measured(
         rows=[row for one in found for row in one.rows],
         expectations=[expectation for one in found for expectation in one.expectations],
     )
+
+
+def _work(plan: Plan, templates: Path | None, seed: int, tuning: bool, job: tuple[int, tuple[int, int]]) -> Measured:
+    return measure_data_set(plan, templates, job[0], seed, tuning, share=job[1])
 
 
 def report(measured: Measured, plan: Plan) -> str:
@@ -180,7 +185,7 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> No
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--tuning", action="store_true", help="kinds that training saw, to choose settings on")
-    parser.add_argument("--threads", type=int, default=2, help="data sets at once, one process each")
+    parser.add_argument("--threads", type=int, default=2, help="processes, of one thread each")
     parser.add_argument(
         "--small", action="store_true", help="scenes of a sixth of the volume, few particles: to try it out"
     )
