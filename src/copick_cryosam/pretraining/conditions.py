@@ -18,7 +18,7 @@ from copick_cryosam.pretraining.simulate import MARGIN, Specimen
 
 SPACING = 10.0
 """Å per voxel that specimens are simulated at."""
-NOISES = (0.02, 0.05, 0.1, 0.2, 0.5)
+NOISES = (0.02, 0.05, 0.1, 0.5)
 """Signal-to-noise ratios of the noise curve."""
 
 
@@ -61,7 +61,6 @@ CONDITIONS = (
     Condition(name="voxel spacing 15 Å", voxel_spacing=15.0),
     Condition(name="voxel spacing 20 Å", voxel_spacing=20.0),
     Condition(name="tilt range ±40°", tilt_range=40.0),
-    Condition(name="tilt range ±50°", tilt_range=50.0),
     Condition(name="tilt range ±70°", tilt_range=70.0),
     Condition(name="tilt axis x", tilt_axis="x"),
     Condition(name="dark particles, polarity found", dark=True),
