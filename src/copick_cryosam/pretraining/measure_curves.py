@@ -1,7 +1,7 @@
 """Measure how well picking does over seeds, noise and imaging conditions, and draw it.
 
     python -m copick_cryosam.pretraining.measure_curves --templates FOLDER --out docs/figures \\
-        [--repeats 2] [--small] [--tuning] [--threads 2] [--json FILE] [--readme README.md]
+        [--repeats 1] [--small] [--tuning] [--threads 2] [--json FILE] [--readme README.md]
 
 Every repeat is a data set of two simulated tomograms with the held-out kinds (`--tuning`: with kinds to choose
 settings on). The scores are those of the proposals, with the program's own threshold, before any is segmented;
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> No
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--templates", type=Path, default=None)
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures and curves.md")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--tuning", action="store_true", help="kinds that training saw, to choose settings on")
     parser.add_argument("--threads", type=int, default=2, help="processes, of one thread each")
