@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from copick_cryosam.errors import DataError
+from copick_cryosam.fisher import fisher_z
 from copick_cryosam.types import FloatArray, Proposals
 
 MIN_PROPOSALS = 8
@@ -30,7 +31,6 @@ _WIDTH_WEIGHT = 10.0
 """How many particles that usual width is worth."""
 _SEPARATION = 2.5
 """How many of the particles' standard deviations the others' means stay below theirs."""
-_LIMIT = 0.995
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,11 +87,6 @@ def expected_f1_optimum(precision: FloatArray) -> int:
         return 0
     hits = np.cumsum(precision)
     return int(np.argmax(2 * hits / (np.arange(1, len(precision) + 1) + hits[-1]))) + 1
-
-
-def fisher_z(scores: FloatArray) -> FloatArray:
-    """Fisher's transform of a cosine: on it, the spread of scores hardly depends on their height."""
-    return np.arctanh(np.clip(scores, -_LIMIT, _LIMIT))
 
 
 def mixture_precision(scores: FloatArray, seed_scores: FloatArray) -> FloatArray:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from copick_cryosam.calibration import fisher_z
 from copick_cryosam.features import Features
+from copick_cryosam.fisher import fisher_z
 from copick_cryosam.types import FloatArray, Instance, VoxelPoints
 
 __all__ = ["SeedDiagnosis", "SeedEvidence", "Surroundings", "Verdict", "diagnose", "surroundings_of"]

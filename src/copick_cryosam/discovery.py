@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from copick_cryosam.calibration import expected_f1_optimum
 from copick_cryosam.clustering import cluster
 from copick_cryosam.contrast import check, standardise
 from copick_cryosam.errors import InputError
@@ -220,14 +221,13 @@ def decide(seen: Sequence[Evidence]) -> Literal["dark", "light"]:
 def expected_f1_threshold(probability: FloatArray) -> float:
     """The probability from which on the expected F1 of what is kept is highest.
 
-    With the k best kept, hits are expected to be the sum of their probabilities, and particles the sum of all:
-    F1 = 2 hits / (k + particles). Shape (N,); infinite where there are none.
+    See `calibration.expected_f1_optimum`. Shape (N,); infinite where there are none.
     """
     ranked = np.sort(np.asarray(probability, dtype=np.float64))[::-1]
     if len(ranked) == 0:
         return float("inf")
-    hits = np.cumsum(ranked)
-    return float(ranked[int(np.argmax(2 * hits / (np.arange(1, len(ranked) + 1) + hits[-1])))])
+    # at least the best one, even of no probability: whether there is a particle is not asked here
+    return float(ranked[max(expected_f1_optimum(ranked), 1) - 1])
 
 
 def _peaks(

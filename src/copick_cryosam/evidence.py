@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from copick_cryosam.features import DenseFeatures
+from copick_cryosam.fisher import fisher_z
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 
 REGIONS = (0.4, 0.75, 1.05, 1.45)
@@ -31,7 +32,6 @@ _MANY = 250
 """More candidates than training saw in a tomogram count as so many."""
 _BEST = 5
 """Candidates that stand for what a good one looks like."""
-_LIMIT = 0.995
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -115,12 +115,12 @@ def first_evidence(
     context : the candidates among which each is seen, by index; see `second_look.choose`
     """
     seed = seeds.mean()
-    similarity = _fisher(proposals.score)
+    similarity = fisher_z(proposals.score)
     cosines = np.einsum("nrc,rc->nr", found.features, seed.features[0])
     columns = [
         *_among(similarity, context),
-        similarity - float(_fisher(seed_scores).mean()),
-        _fisher(proposals.similarity),
+        similarity - float(fisher_z(seed_scores).mean()),
+        fisher_z(proposals.similarity),
         np.log(found.centre + 1e-3),
         *cosines.T,
         *found.foreground.T,
@@ -212,10 +212,6 @@ def _company(found: Surfaces, similarity: FloatArray) -> FloatArray:
     counted[~own.any(axis=1), -1] = False
     totals = np.where(counted, cosines, 0).sum(axis=2) / np.maximum(counted.sum(axis=1), 1)
     return np.asarray(totals.T, dtype=np.float64)
-
-
-def _fisher(cosine: FloatArray) -> FloatArray:
-    return np.arctanh(np.clip(cosine, -_LIMIT, _LIMIT))
 
 
 def _directions() -> FloatArray:

@@ -6,11 +6,9 @@ particles = model.pick(volume, seeds_zyx=[[40, 210, 96]], radius_vox=9)
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
 
@@ -20,15 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from copick_cryosam import instances as selection
 from copick_cryosam.alignment import Aligned, Aligner
-from copick_cryosam.averaging import Particles, cut_particles
-from copick_cryosam.calibration import Calibration, calibrate, stop_at
+from copick_cryosam.averaging import cut_particles
+from copick_cryosam.calibration import calibrate, stop_at
 from copick_cryosam.config import Device, Settings, override, preset
 from copick_cryosam.contrast import brighten, check, decide_polarity, standardise
 from copick_cryosam.devices import resolve_device
-from copick_cryosam.diagnosis import SeedDiagnosis, SeedEvidence, Surroundings, diagnose, surroundings_of
+from copick_cryosam.diagnosis import SeedDiagnosis, diagnose, surroundings_of
 from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.errors import InputError, SeedError
-from copick_cryosam.features import DenseFeatures, EmbeddingStore, Features
+from copick_cryosam.features import DenseFeatures, EmbeddingStore
+from copick_cryosam.findings import Found, Ranked, Seeded, Tomogram
 from copick_cryosam.matching import Query, merge_queries, nearest_within, propose, scores_near, whiten_dense
 from copick_cryosam.polarity import foreground_both_ways
 from copick_cryosam.ranker import Rankers, load_rankers
@@ -37,111 +36,7 @@ from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import segment
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
 from copick_cryosam.types import Grid, Instance, Pose, Progress, Proposals, VoxelPoints, centroids
-from copick_cryosam.wedge import DEFAULT_WEDGE, Wedge, estimate_wedge
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Tomogram:
-    """One tomogram as the models see it.
-
-    Attributes
-    ----------
-    volume : float32, shape (Z, Y, X), standardised, particles bright
-    polarity : how particles looked before, dark or light
-    features : of the encoder, whitened for matching
-    voxel_spacing : Å, None where unknown
-    wedge : what its tilt series measured; the default where there is no second look
-    """
-
-    volume: NDArray[np.float32]
-    polarity: str
-    features: Features
-    voxel_spacing: float | None
-    wedge: Wedge = DEFAULT_WEDGE
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Seeded:
-    """The seeds of one tomogram, segmented and pooled.
-
-    Attributes
-    ----------
-    instances : one for each seed
-    features : mean feature over the mask of each seed that has one; shape (N, C), N >= 1
-    scores : how well the seeds match a query of their own, for calibration; shape (M,), M >= 1
-    surroundings : features around the seeds and elsewhere, for their diagnosis; None where none is wanted
-    look : the seeds with a mask as the second look sees them; None where there is no second look
-    """
-
-    instances: list[Instance]
-    features: NDArray[np.float32]
-    scores: NDArray[np.float64]
-    surroundings: Surroundings | None = None
-    look: SeedLook | None = None
-
-    @property
-    def weighted(self) -> list[tuple[NDArray[np.float32], int]]:
-        """Each seed's feature and its weight in eq. 4, the number of voxels of its mask."""
-        return list(zip(self.features, [one.size for one in self.instances if one.size], strict=True))
-
-    def evidence(self, run: str) -> SeedEvidence:
-        """What a diagnosis of the seeds needs."""
-        if self.surroundings is None:
-            raise ValueError(f"seeds of {run}: expected features of their surroundings, found none")
-        return SeedEvidence(
-            run=run,
-            points=VoxelPoints(np.array([one.prompt_zyx for one in self.instances])),
-            masked=np.array([one.size > 0 for one in self.instances]),
-            features=self.features,
-            surroundings=self.surroundings,
-        )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Ranked:
-    """Proposals of one tomogram in their final order, before any is segmented.
-
-    Attributes
-    ----------
-    proposals : best first; the score is the expected precision where there was a second look
-    calibration : expected precision of each, and where to stop
-    poses : of each proposal, from the second look; empty without one
-    look, order : the second look, and which of its candidates each proposal is; None and empty without one
-    """
-
-    proposals: Proposals
-    calibration: Calibration
-    poses: list[Pose]
-    look: Look | None = None
-    order: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Found:
-    """What a search of one tomogram gave.
-
-    Attributes
-    ----------
-    instances : the picks, best first
-    proposals : every point that was proposed, best first, with its score
-    expected_precision : of each proposal, shape (N,)
-    threshold : the score under which proposals were left out
-    decodes : plane prompts decoded
-    seconds : wall-clock time by stage
-    particles : boxes and poses of the surest picks, for an average; None where none was asked for
-    wedge : that the second look respected; None without one
-    """
-
-    instances: list[Instance]
-    proposals: Proposals
-    expected_precision: NDArray[np.float64]
-    threshold: float
-    decodes: int
-    seconds: dict[str, float] = field(default_factory=dict)
-    particles: Particles | None = None
-    wedge: Wedge | None = None
+from copick_cryosam.wedge import DEFAULT_WEDGE, wedge_of
 
 
 class CryoSAM:
@@ -248,7 +143,7 @@ class CryoSAM:
                 hint="Give Å per voxel, or leave it out",
             )
         prepared, found = self._prepare(volume, seeds, radius_vox, polarity, voxel_spacing)
-        wedge = self._wedge(volume)
+        wedge = DEFAULT_WEDGE if self.rankers is None else wedge_of(volume, self.settings.alignment)
         features = None if stored is None else stored.load(found)
         if features is None:
             features = self.encoder.encode(prepared, voxel_spacing=voxel_spacing, progress=progress)
@@ -275,12 +170,14 @@ class CryoSAM:
         radius_vox: float,
         *,
         instances: Sequence[Instance] | None = None,
+        wanted: bool = True,
     ) -> Seeded:
         """Segment the seeds of a tomogram and pool their features (eqs. 1 to 4).
 
         Parameters
         ----------
         instances : of the seeds, where they were segmented before; what one gives does not depend on the others
+        wanted : False for negatives, which are neither diagnosed nor looked at again
 
         Raises
         ------
@@ -303,8 +200,10 @@ class CryoSAM:
             instances=found,
             features=features,
             scores=scores,
-            surroundings=surroundings_of(tomogram.features, seeds, radius_vox, tomogram.volume.shape),
-            look=self._look_at_seeds(tomogram, centroids(solid), scores, radius_vox),
+            surroundings=surroundings_of(tomogram.features, seeds, radius_vox, tomogram.volume.shape)
+            if wanted
+            else None,
+            look=self._look_at_seeds(tomogram, centroids(solid), scores, radius_vox) if wanted else None,
         )
 
     def segment_seeds(self, tomogram: Tomogram, seeds: VoxelPoints, radius_vox: float) -> list[Instance]:
@@ -456,26 +355,6 @@ class CryoSAM:
             partial(self.rankers.probability, which="first"),
             context,
         )
-
-    def _wedge(self, volume: NDArray[np.float32]) -> Wedge:
-        """As the settings say, else from the tomogram's spectrum, else the default."""
-        given, axis = self.settings.alignment.tilt_range, self.settings.alignment.tilt_axis
-        if self.rankers is None:
-            return DEFAULT_WEDGE
-        if given is not None and axis is not None:
-            return Wedge(given[0], given[1], axis)
-        found = estimate_wedge(volume, axis=axis)
-        if given is not None:
-            found = Wedge(given[0], given[1], found.axis)
-        elif not found.estimated:
-            logger.warning(
-                "missing wedge: the power spectrum does not tell; tilts of %g to %g degrees around %s are assumed "
-                "(settings alignment.tilt_range and tilt_axis)",
-                found.tilt_min,
-                found.tilt_max,
-                found.axis,
-            )
-        return found
 
     def _prepare(
         self,

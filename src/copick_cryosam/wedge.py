@@ -7,6 +7,7 @@ them; the rest is empty, and what a reconstruction shows there is leakage.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,8 +18,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from copick_cryosam.config import AlignmentSettings
 from copick_cryosam.contrast import check
 from copick_cryosam.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 TiltAxis = Literal["y", "x"]
 
@@ -146,6 +150,25 @@ def estimate_wedge(
     if first.quality < QUALITY or first.quality - second.quality < MARGIN or not found:
         return Wedge(default.tilt_min, default.tilt_max, axis or default.axis, estimated=False, quality=first.quality)
     return first
+
+
+def wedge_of(volume: NDArray[np.float32], settings: AlignmentSettings) -> Wedge:
+    """As the settings say, else from the tomogram's spectrum, else the default, which is told; see `estimate_wedge`."""
+    given, axis = settings.tilt_range, settings.tilt_axis
+    if given is not None and axis is not None:
+        return Wedge(given[0], given[1], axis)
+    found = estimate_wedge(volume, axis=axis)
+    if given is not None:
+        found = Wedge(given[0], given[1], found.axis)
+    elif not found.estimated:
+        logger.warning(
+            "missing wedge: the power spectrum does not tell; tilts of %g to %g degrees around %s are assumed "
+            "(settings alignment.tilt_range and tilt_axis)",
+            found.tilt_min,
+            found.tilt_max,
+            found.axis,
+        )
+    return found
 
 
 def _fit(volume: NDArray[np.float32], axis: TiltAxis) -> Wedge:

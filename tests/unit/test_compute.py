@@ -19,9 +19,10 @@ from copick_cryosam.compute.seeds import agreed, inside
 from copick_cryosam.config import Settings, override, preset
 from copick_cryosam.encoders.fake import FakeEncoder
 from copick_cryosam.errors import CryosamError, DataError, DeviceError, InputError, SeedError
+from copick_cryosam.findings import Tomogram
 from copick_cryosam.io.job import Job
 from copick_cryosam.io.writing import Writer
-from copick_cryosam.pipeline import CryoSAM, Tomogram
+from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.types import AngstromPoints, Grid
 
 SHAPE = (32, 44, 52)

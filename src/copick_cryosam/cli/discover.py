@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +13,7 @@ from copick.cli.util import add_config_option, add_debug_option, add_run_names_o
 from copick_utils.cli.util import add_output_option, add_tomogram_option
 
 from copick_cryosam.cli.errors import one_line_errors
+from copick_cryosam.cli.messages import print_planned_run, print_stale, report_file
 
 if TYPE_CHECKING:
     from copick_cryosam.compute.discovering import Discovery, DiscoveryOptions
@@ -114,7 +114,7 @@ def discover(
     from copick_cryosam.cli.progress import Display
     from copick_cryosam.cli.retry import command_line
     from copick_cryosam.compute.discovering import DiscoveryOptions, run_discovery
-    from copick_cryosam.errors import InputError, OutputError
+    from copick_cryosam.errors import InputError
     from copick_cryosam.io.discover_job import DiscoverJob
 
     get_logger(__name__, debug=debug)
@@ -132,9 +132,7 @@ def discover(
         runs=None if chosen is None else tuple(chosen),
         overwrite=overwrite,
     )
-    report = None if report_path is None else Path(report_path)
-    if report is not None and not report.absolute().parent.is_dir():
-        raise OutputError(f"report {report}: expected an existing folder", hint="Make the folder or choose another")
+    report = report_file(report_path)
     context = click.get_current_context()
     if dry_run:
         context.exit(_print_plan(job, settings, options))
@@ -182,14 +180,7 @@ def _print_plan(job: DiscoverJob, settings: Settings, options: DiscoveryOptions)
 
     planned = plan_discovery(job, settings, options)
     for one in planned:
-        if one.grid is None:
-            click.echo(f"Error: {one.run}: {' '.join(str(one.error).split())}", err=True)
-            continue
-        z, y, x = one.grid.shape_zyx
-        task = "would be searched" if one.pending else "would be skipped"
-        click.echo(
-            f"{one.run}: {z} x {y} x {x} voxels (z, y, x) at {one.grid.voxel_spacing:g} Å, results {one.state}, {task}"
-        )
+        print_planned_run(one)
     click.echo(f"Would write picks {job.set_of('1')}, {job.set_of('2')} ... and {job.set_of('rest')}")
     click.echo("Nothing was written.")
     return int(any(one.error is not None for one in planned))
@@ -197,11 +188,7 @@ def _print_plan(job: DiscoverJob, settings: Settings, options: DiscoveryOptions)
 
 def _print_summary(found: Discovery, job: DiscoverJob) -> None:
     summary = found.summary
-    if summary.stale:
-        click.echo(
-            f"Warning: made with other inputs or settings and not replaced: {', '.join(summary.stale)}. "
-            "Search them again with --overwrite"
-        )
+    print_stale(summary.stale)
     if found.runs:
         click.echo(f"Particles were taken for {summary.polarity} ones")
         for cluster, count in found.clusters.items():

@@ -17,6 +17,7 @@ from copick.cli.util import add_config_option, add_debug_option, add_run_names_o
 from copick_utils.cli.util import add_input_option, add_output_option, add_tomogram_option
 
 from copick_cryosam.cli.errors import one_line_errors
+from copick_cryosam.cli.messages import print_planned_run, print_stale, report_file
 
 if TYPE_CHECKING:
     from copick_cryosam.compute import Plan, Summary
@@ -200,7 +201,7 @@ def cryosam(
     from copick_cryosam.cli.retry import command_line
     from copick_cryosam.compute import plan, run_job
     from copick_cryosam.compute.models import named_models
-    from copick_cryosam.errors import InputError, OutputError
+    from copick_cryosam.errors import InputError
     from copick_cryosam.io.job import Job
 
     get_logger(__name__, debug=debug)
@@ -224,9 +225,7 @@ def cryosam(
         output_average=output_average,
     )
     context = click.get_current_context()
-    report = None if report_path is None else Path(report_path)
-    if report is not None and not report.absolute().parent.is_dir():
-        raise OutputError(f"report {report}: expected an existing folder", hint="Make the folder or choose another")
+    report = report_file(report_path)
     # A missing checkpoint is told before anything is read, downloaded or removed.
     named_models(settings)
     if dry_run:
@@ -313,14 +312,7 @@ def _stated(values: dict[str, Any]) -> dict[str, Any]:
 
 def _print_plan(plan: Plan) -> None:
     for one in plan.runs:
-        if one.grid is None:
-            click.echo(f"Error: {one.run}: {' '.join(str(one.error).split())}", err=True)
-            continue
-        z, y, x = one.grid.shape_zyx
-        task = "would be searched" if one.pending else "would be skipped"
-        click.echo(
-            f"{one.run}: {z} x {y} x {x} voxels (z, y, x) at {one.grid.voxel_spacing:g} Å, results {one.state}, {task}"
-        )
+        print_planned_run(one)
     seeds = ", ".join(f"{count} in {run}" for run, count in plan.seeds.items())
     click.echo(f"Seeds: {seeds}")
     models = "; ".join(f"{role} {model}" for role, model in plan.models.items())
@@ -357,11 +349,7 @@ def _print_summary(summary: Summary, job: Job) -> None:
         click.echo(f"Error: seeds of {run} were not used: {' '.join(str(error).split())}", err=True)
     for remark in summary.seed_remarks:
         click.echo(f"Warning: {remark}")
-    if summary.stale:
-        click.echo(
-            f"Warning: made with other inputs or settings and not replaced: {', '.join(summary.stale)}. "
-            "Search them again with --overwrite"
-        )
+    print_stale(summary.stale)
     if summary.average is not None:
         click.echo(_average_line(summary.average), err=summary.average.error is not None)
     if done or skipped:

@@ -11,7 +11,7 @@ from copick_cryosam.types import Grid, VoxelPoints
 
 if TYPE_CHECKING:
     from copick_cryosam.diagnosis import SeedDiagnosis
-    from copick_cryosam.pipeline import Found
+    from copick_cryosam.findings import Found
 
 __all__ = ["AverageOutcome", "Listener", "Outcome", "Search", "Summary", "Task"]
 

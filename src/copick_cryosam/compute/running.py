@@ -29,8 +29,9 @@ from copick_cryosam.types import Grid, VoxelPoints
 
 if TYPE_CHECKING:
     from copick_cryosam.diagnosis import SeedDiagnosis
+    from copick_cryosam.findings import Found, Seeded, Tomogram
     from copick_cryosam.matching import Query
-    from copick_cryosam.pipeline import CryoSAM, Found, Seeded, Tomogram
+    from copick_cryosam.pipeline import CryoSAM
 
 __all__ = ["run_job"]
 
@@ -217,7 +218,9 @@ class _Work:
                     found[run] = self.model.seed(opened.tomogram, points, self.radius / spacing)
             if others is not None:
                 with naming(run, self.settings, ", negatives"):
-                    against[run] = self.model.seed(opened.tomogram, others, self.negative_radius / spacing)
+                    against[run] = self.model.seed(
+                        opened.tomogram, others, self.negative_radius / spacing, wanted=False
+                    )
         finally:
             self.seconds[run] = time.perf_counter() - began
         self._spacing = self._spacing or (run, spacing)

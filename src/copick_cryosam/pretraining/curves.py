@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from copick_cryosam.baseline import otsu_threshold, propose_blobs
 from copick_cryosam.errors import SeedError
-from copick_cryosam.pipeline import CryoSAM, Seeded, Tomogram
+from copick_cryosam.findings import Seeded, Tomogram
+from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.conditions import (
     CONDITIONS,
     NOISES,

@@ -13,7 +13,6 @@ Averages take the best picks over all tomograms (`score_averages.py`).
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -30,12 +29,13 @@ from scipy.spatial.transform import Rotation
 from copick_cryosam.assignment import assign, close_pairs
 from copick_cryosam.config import override, preset
 from copick_cryosam.errors import SeedError
-from copick_cryosam.pipeline import CryoSAM, Ranked, Tomogram
+from copick_cryosam.findings import Ranked, Tomogram
+from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.measure_orientations import Rotations, orientation_errors, self_symmetries
 from copick_cryosam.pretraining.score_averages import AverageScore, Pick, density_in_pose, score_averages
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen, crop_truth
-from copick_cryosam.pretraining.validate import COUNT, SHAPE, data_set, held_out_shapes, tuning_shapes
+from copick_cryosam.pretraining.validate import COUNT, SHAPE, data_set, held_out_shapes, options, tuning_shapes
 from copick_cryosam.types import Pose, VoxelPoints, centroids
 
 CLOSE = 20.0
@@ -276,16 +276,9 @@ def table(rows: Sequence[KindAlignment]) -> str:
 
 def main() -> None:
     """Parse the command line, measure, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--templates", type=Path, default=None)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--snr", type=float, nargs="+", default=(0.05, 0.1))
-    parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--tuning", action="store_true", help="kinds that training saw, to choose settings on")
+    parser = options(__doc__, seed=1234, threads=1)
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, help="voxels of a tomogram, z y x")
     parser.add_argument("--count", type=int, default=COUNT, help="particles of each kind to place in a tomogram")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = measure(

@@ -25,9 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from copick_cryosam.errors import InputError
 from copick_cryosam.pretraining.curves import Measured, Plan, measure_data_set
 from copick_cryosam.pretraining.figures import label_figure, noise_figure, reliability_figure, write
+from copick_cryosam.pretraining.marked_part import around, replace_part
 from copick_cryosam.pretraining.summaries import (
     ENOUGH,
     compare,
@@ -118,29 +118,6 @@ def readme_part(measured: Measured, plan: Plan, folder: str) -> str:
     )
 
 
-def check_marks(readme: Path) -> tuple[str, str]:
-    """What a README holds before and after its marks.
-
-    Raises
-    ------
-    InputError
-        The file does not hold both marks, in order.
-    """
-    before, found_begin, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
-    _, found_end, after = rest.partition(MARKS[1])
-    if not (found_begin and found_end):
-        raise InputError(
-            f"{readme}: expected the lines {MARKS[0]} and {MARKS[1]}, found not both", hint="Add them where it shall go"
-        )
-    return before, after
-
-
-def refresh(readme: Path, part: str) -> None:
-    """Put a new part between the marks of a README; errors are those of `check_marks`."""
-    before, after = check_marks(readme)
-    write(readme, f"{before}{MARKS[0]}\n{part}\n{MARKS[1]}{after}")
-
-
 def draw(measured: Measured, plan: Plan) -> dict[str, str]:
     """The pictures by file name, as SVG."""
     return {
@@ -194,7 +171,7 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> No
     given = parser.parse_args(arguments)
     plan = plan or (SMALL if given.small else Plan())
     if given.readme is not None:
-        check_marks(given.readme)  # before the work, not after it
+        around(given.readme, MARKS)  # before the work, not after it
     began = time.perf_counter()
     measured = measure(plan, given.templates, given.repeats, given.seed, tuning=given.tuning, processes=given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -204,7 +181,7 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> No
         write(given.out / name, svg)
     if given.readme is not None:
         folder = Path(os.path.relpath(given.out, given.readme.parent)).as_posix()
-        refresh(given.readme, readme_part(measured, plan, folder))
+        replace_part(given.readme, MARKS, readme_part(measured, plan, folder))
     if given.json is not None:
         write(given.json, json.dumps(as_json(measured, plan), indent=1))
     print(f"\n{text}\n{time.perf_counter() - began:.0f} s")

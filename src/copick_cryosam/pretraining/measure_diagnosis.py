@@ -24,7 +24,8 @@ from scipy import ndimage
 
 from copick_cryosam.diagnosis import NEARNESS, SeedEvidence, Surroundings, diagnose
 from copick_cryosam.errors import SeedError
-from copick_cryosam.pipeline import CryoSAM, Tomogram
+from copick_cryosam.findings import Tomogram
+from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.simulate import Specimen, centres_inside, crop_truth
 from copick_cryosam.pretraining.validate import data_set, tuning_shapes
 from copick_cryosam.types import VoxelPoints

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from copick_cryosam.rotations import angles_between
+
 Rotations = NDArray[np.float64]
 
 _STARTS = 2500
@@ -18,12 +20,6 @@ _STARTS = 2500
 _VOXELS = 1000
 _NEARBY = 0.35
 """Loss of correlation at which a start may still lie beside an equivalent rotation."""
-
-
-def rotation_angle(a: Rotations, b: Rotations) -> NDArray[np.float64]:
-    """Angle in degrees between rotations of shapes (..., 3, 3) that broadcast."""
-    trace = np.einsum("...ij,...ij->...", a, b)
-    return np.asarray(np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1))))
 
 
 def self_symmetries(
@@ -88,7 +84,7 @@ def _thin(rotations: Rotations, score: NDArray[np.float64], least: float, spacin
     """Indices of those above `least`, best first, none nearer than `spacing` degrees to a better one."""
     kept: list[int] = []
     for index in np.argsort(-score)[: int((score > least).sum())]:
-        if not kept or rotation_angle(rotations[kept], rotations[index]).min() > spacing:
+        if not kept or angles_between(rotations[kept], rotations[index]).min() > spacing:
             kept.append(int(index))
     return np.array(kept, dtype=np.int64)
 
@@ -117,4 +113,4 @@ def orientation_errors(
     same = np.eye(3)[None] if symmetries is None else symmetries
     offset = np.eye(3) if reference_offset is None else reference_offset
     equivalent = true[:, None] @ same[None] @ offset
-    return np.asarray(rotation_angle(estimated[:, None], equivalent).min(axis=1))
+    return np.asarray(angles_between(estimated[:, None], equivalent).min(axis=1))

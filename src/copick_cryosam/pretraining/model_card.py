@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from copick_cryosam.errors import InputError
+from copick_cryosam.pretraining.marked_part import replace_part
 from copick_cryosam.pretraining.validate import KindScore
 
 MARKS = ("<!-- scores: begin -->", "<!-- scores: end -->")
@@ -58,21 +58,6 @@ def section(rows: Sequence[KindScore]) -> str:
     return "\n\n".join(parts)
 
 
-def refresh(card: Path, text: str) -> None:
-    """Put the scores between the marks of a card.
-
-    Raises
-    ------
-    InputError
-        The card lacks the marks.
-    """
-    before, begin, rest = card.read_text(encoding="utf-8").partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not (begin and end):
-        raise InputError(f"{card}: expected the lines {MARKS[0]} and {MARKS[1]}, found not both", hint="Add them")
-    card.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
-
-
 def _cells(rows: Sequence[KindScore]) -> str:
     values = [np.array([getattr(row, column) for row in rows], dtype=float) for column in COLUMNS]
     known = [some[np.isfinite(some)] for some in values]
@@ -87,7 +72,7 @@ def main() -> None:
     parser.add_argument("--card", type=Path, default=card, help="default: the package's own")
     arguments = parser.parse_args()
     rows = [KindScore(**row) for path in arguments.scores for row in json.loads(path.read_text(encoding="utf-8"))]
-    refresh(arguments.card, section(rows))
+    replace_part(arguments.card, MARKS, section(rows))
     print(section(rows))
 
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from copick_cryosam.errors import SeedError
+from copick_cryosam.findings import Seeded, Tomogram
 from copick_cryosam.matching import Query
-from copick_cryosam.pipeline import CryoSAM, Seeded, Tomogram
+from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.types import FloatArray, Instance, VoxelPoints
 
 

@@ -28,8 +28,9 @@ from copick_cryosam.alignment import Aligner
 from copick_cryosam.config import override, preset
 from copick_cryosam.errors import SeedError
 from copick_cryosam.features import DenseFeatures
+from copick_cryosam.findings import Tomogram
 from copick_cryosam.matching import propose
-from copick_cryosam.pipeline import CryoSAM, Tomogram
+from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths
 from copick_cryosam.ranker import MEMBERS, Ranker, Rankers, load_rankers
 from copick_cryosam.second_look import Rank, look_again, look_at_seeds, reference_of

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from copick_cryosam import evaluation
 from copick_cryosam.baseline import pick_blobs, propose_blobs
 from copick_cryosam.errors import SeedError
-from copick_cryosam.pipeline import CryoSAM, Found, Tomogram
+from copick_cryosam.findings import Found, Tomogram
+from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.imaging import Imaging
 from copick_cryosam.pretraining.pool import HELD_OUT_FAMILIES, HELD_OUT_MAPS, training_maps
 from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape, read_shape
@@ -227,17 +228,22 @@ def table(rows: Sequence[KindScore]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Parse the command line, score, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None, *, seed: int, threads: int = 2) -> argparse.ArgumentParser:
+    """The options that all measurements on simulated data sets have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--templates", type=Path, default=None)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--snr", type=float, nargs="+", default=(0.05, 0.1))
-    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--tuning", action="store_true", help="kinds that training saw, to choose settings on")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--json", type=Path, default=None)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Parse the command line, score, print the table."""
+    arguments = options(__doc__, seed=1234).parse_args()
     torch.set_num_threads(arguments.threads)
     model = CryoSAM.from_preset("embedded", device="cpu")
     rows = validate(

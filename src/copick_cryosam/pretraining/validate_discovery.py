@@ -11,7 +11,6 @@ which is told the polarity and that radius, with Otsu's threshold and with the b
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -29,7 +28,7 @@ from copick_cryosam.discovery import discover
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen, crop_truth
-from copick_cryosam.pretraining.validate import data_set, held_out_shapes, tuning_shapes
+from copick_cryosam.pretraining.validate import data_set, held_out_shapes, options, tuning_shapes
 from copick_cryosam.types import FloatArray, VoxelPoints
 
 __all__ = ["SetScore", "adjusted_rand_index", "score_set"]
@@ -249,15 +248,7 @@ def table(rows: Sequence[SetScore]) -> str:
 
 def main() -> None:
     """Parse the command line, score, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--templates", type=Path, default=None)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--snr", type=float, nargs="+", default=(0.05, 0.1))
-    parser.add_argument("--seed", type=int, default=4321)
-    parser.add_argument("--tuning", action="store_true", help="kinds that training saw, to choose settings on")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, default=None)
-    arguments = parser.parse_args()
+    arguments = options(__doc__, seed=4321).parse_args()
     torch.set_num_threads(arguments.threads)
     model = CryoSAM.from_preset("embedded", device="cpu")
     rows = validate(

@@ -15,6 +15,7 @@ from copick_cryosam.pretraining import curves, measure_curves
 from copick_cryosam.pretraining.conditions import REFERENCE, Condition
 from copick_cryosam.pretraining.curves import Plan, View, measure_data_set, score_view
 from copick_cryosam.pretraining.exam import Exam, draw_clicks
+from copick_cryosam.pretraining.marked_part import replace_part
 from copick_cryosam.pretraining.ranking import gather, rank, segment_seeds
 from copick_cryosam.pretraining.shapes import random_shape
 from copick_cryosam.types import AngstromPoints, Grid, VoxelPoints
@@ -228,5 +229,5 @@ def test_a_readme_without_marks_is_left_as_it_is(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("nothing to fill in\n", encoding="utf-8")
     with pytest.raises(InputError, match="expected the lines"):
-        measure_curves.refresh(readme, "new")
+        replace_part(readme, measure_curves.MARKS, "new")
     assert readme.read_text(encoding="utf-8") == "nothing to fill in\n"

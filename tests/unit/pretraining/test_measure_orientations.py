@@ -7,9 +7,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from copick_cryosam.pretraining.measure_alignment import KindAlignment, chance_level, match, particles_inside, table
-from copick_cryosam.pretraining.measure_orientations import orientation_errors, rotation_angle, self_symmetries
+from copick_cryosam.pretraining.measure_orientations import orientation_errors, self_symmetries
 from copick_cryosam.pretraining.score_averages import AverageScore, Pick, density_in_pose, score_averages
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen
+from copick_cryosam.rotations import angles_between
 from copick_cryosam.types import Instance, Pose
 from copick_cryosam.wedge import Wedge
 
@@ -30,8 +31,8 @@ def spun(points: np.ndarray, fold: int) -> np.ndarray:
 def test_rotation_angle() -> None:
     some = Rotation.random(6, random_state=0).as_matrix()
     turn = Rotation.from_rotvec([0.0, 0, 25], degrees=True).as_matrix()
-    np.testing.assert_allclose(rotation_angle(some @ turn, some), 25, atol=1e-5)
-    np.testing.assert_allclose(rotation_angle(some, some), 0, atol=1e-5)
+    np.testing.assert_allclose(angles_between(some @ turn, some), 25, atol=1e-5)
+    np.testing.assert_allclose(angles_between(some, some), 0, atol=1e-5)
 
 
 def test_symmetries_are_found_in_the_density() -> None:
@@ -39,7 +40,7 @@ def test_symmetries_are_found_in_the_density() -> None:
     fourfold = self_symmetries(blobs(spun(unit, 4)).astype(np.float32))
     expected = Rotation.from_rotvec([[90.0 * k, 0, 0] for k in range(4)], degrees=True).as_matrix()
     assert len(fourfold) == 4
-    nearest = rotation_angle(fourfold[:, None], expected[None])
+    nearest = angles_between(fourfold[:, None], expected[None])
     assert (nearest.min(axis=0) < 3).all()
     lumps = blobs(np.array([[0, 0, 0], [6, 0, 0], [0, 5, 0], [0, 2, -6.0]])).astype(np.float32)
     assert len(self_symmetries(lumps)) == 1

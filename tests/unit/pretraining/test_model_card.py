@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from copick_cryosam.errors import InputError
-from copick_cryosam.pretraining.model_card import MARKS, refresh, section
+from copick_cryosam.pretraining.marked_part import replace_part
+from copick_cryosam.pretraining.model_card import MARKS, section
 from copick_cryosam.pretraining.validate import KindScore
 
 ROW = KindScore(
@@ -44,7 +45,7 @@ def test_tables_hold_means_and_spreads_the_least_noisy_first() -> None:
 def test_only_what_lies_between_the_marks_is_replaced(tmp_path: Path) -> None:
     card = tmp_path / "card.md"
     card.write_text(f"above\n{MARKS[0]}\nold\n{MARKS[1]}\nbelow\n", encoding="utf-8")
-    refresh(card, "new")
+    replace_part(card, MARKS, "new")
     assert card.read_text(encoding="utf-8") == f"above\n{MARKS[0]}\nnew\n{MARKS[1]}\nbelow\n"
 
 
@@ -52,7 +53,7 @@ def test_a_card_without_marks_is_left_alone(tmp_path: Path) -> None:
     card = tmp_path / "card.md"
     card.write_text("nothing", encoding="utf-8")
     with pytest.raises(InputError, match="scores: begin"):
-        refresh(card, "new")
+        replace_part(card, MARKS, "new")
     assert card.read_text(encoding="utf-8") == "nothing"
 
 
