@@ -8,7 +8,7 @@ settings say *how* to pick; *what* to pick (project, tomogram, seeds) is a `Job`
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,6 +18,7 @@ from copick_cryosam.errors import InputError
 Polarity = Literal["auto", "dark", "light"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
 
 class _Settings(BaseModel):
@@ -273,7 +274,7 @@ def preset(name: str) -> Settings:
         ) from None
 
 
-def load_settings(path: str | Path, base: Settings) -> Settings:
+def load_settings(path: str | Path, base: AnySettings) -> AnySettings:
     """Read a YAML file of settings over `base`; what the file leaves out stays as in `base`.
 
     Raises
@@ -295,11 +296,11 @@ def load_settings(path: str | Path, base: Settings) -> Settings:
     return override(base, values)
 
 
-def override(base: Settings, values: dict[str, object]) -> Settings:
+def override(base: AnySettings, values: dict[str, object]) -> AnySettings:
     """`base` with nested `values` put over it, validated as a whole."""
     merged = _merge(base.model_dump(), values)
     try:
-        return Settings.model_validate(merged)
+        return type(base).model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
@@ -309,15 +310,14 @@ def override(base: Settings, values: dict[str, object]) -> Settings:
         field = ".".join(str(part) for part in first["loc"])
         raise InputError(
             f"setting {field}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}",
-            hint=f"Known here: {', '.join(_known(first['loc']))}"
+            hint=f"Known here: {', '.join(_known(type(base), first['loc']))}"
             if first["type"] == "extra_forbidden"
             else "Give a value that fits; the README has an example of a settings file",
         ) from None
 
 
-def _known(where: tuple[int | str, ...]) -> list[str]:
-    """The names of the settings beside the one at `where`."""
-    model: type[BaseModel] = Settings
+def _known(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
+    """The names of the settings of `model` beside the one at `where`."""
     for part in where[:-1]:
         found = model.model_fields[str(part)].annotation
         assert isinstance(found, type)

@@ -147,7 +147,16 @@ def decide_polarity(
     SeedError
         The seeds contradict `told`, or show nothing and nothing was told.
     """
-    contrast, error = seed_contrast(volume, seeds, radius_vox)
+    return judge_polarity(seed_contrast(volume, seeds, radius_vox), told, recognised)
+
+
+def judge_polarity(
+    evidence: tuple[float, float],
+    told: Polarity,
+    recognised: Callable[[], tuple[float, float] | None] | None = None,
+) -> Literal["dark", "light"]:
+    """The same from a contrast and its standard error, as of `seed_contrast`; errors and `recognised` as there."""
+    contrast, error = evidence
     seen: Literal["dark", "light"] = "light" if contrast > 0 else "dark"
     strength = abs(contrast) / error
     if told != "auto":

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["print_planned_run", "print_stale", "report_file"]
 
 
-def report_file(path: str | None) -> Path | None:
-    """Where a report goes; None where none is wanted.
+def report_file(path: str | None, what: str = "report") -> Path | None:
+    """Where a report, or another file, goes; None where none is wanted.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def report_file(path: str | None) -> Path | None:
 
     report = None if path is None else Path(path)
     if report is not None and not report.absolute().parent.is_dir():
-        raise OutputError(f"report {report}: expected an existing folder", hint="Make the folder or choose another")
+        raise OutputError(f"{what} {report}: expected an existing folder", hint="Make the folder or choose another")
     return report
 
 

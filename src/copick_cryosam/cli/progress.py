@@ -24,15 +24,17 @@ from rich.text import Text
 from copick_cryosam.compute import Listener, Outcome
 from copick_cryosam.compute.outcomes import Task
 
-__all__ = ["Display", "EmbeddingDisplay"]
+__all__ = ["Display", "EmbeddingDisplay", "TrainingDisplay"]
 
-_TASKS = {"seeds": "reading seeds", "search": "searching", "embed": "embedding"}
+_TASKS = {"seeds": "reading seeds", "search": "searching", "embed": "embedding", "learn": "reading"}
 _STAGES = {
     "read": "planes read",
     "encode": "blocks or planes encoded",
     "load": "planes of embeddings read",
     "second look": "candidates turned",
     "segment": "walks segmented",
+    "windows": "windows searched",
+    "train": "steps",
 }
 
 
@@ -127,3 +129,40 @@ class EmbeddingDisplay(Display):
         self._advance()
         was = "embedded" if outcome.state == "done" else "embeddings there already, checked"
         self._say(f"{outcome.run}: {was} in {outcome.seconds:.1f} s")
+
+
+class TrainingDisplay(Display):
+    """The same for a training: tomograms are read, then steps are made.
+
+    Off a terminal every tenth of a stage's steps gives a line, with the time that is left, once a while.
+    """
+
+    pause = 5.0
+    """Seconds between two lines, at least."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console)
+        self._of: tuple[str, int, float] | None = None
+        self._shown, self._tenth = float("-inf"), 0
+
+    def run_ended(self, outcome: Outcome) -> None:
+        self._advance()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        super().progress(stage, done, total)
+        if self._bars is not None or stage == "read":
+            return
+        now = time.perf_counter()
+        if self._of is None or self._of[0] != stage:
+            # A training that is resumed does not begin at 0.
+            self._of, self._tenth = (stage, done, now), 10 * done // total
+            return
+        _, first, began = self._of
+        if 10 * done // total > self._tenth and (now - self._shown >= self.pause or done == total):
+            self._shown, self._tenth = now, 10 * done // total
+            left = (now - began) / (done - first) * (total - done)
+            self._say(f"{_STAGES.get(stage, stage)}: {done} of {total}, about {_duration(left)} left")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -31,7 +31,10 @@ def inside(points: AngstromPoints, grid: Grid, run: str, field: str) -> VoxelPoi
     return voxels
 
 
-def agreed(polarity: dict[str, str]) -> str:
+_CHOOSE_SEEDS = "Choose runs that agree with --seed-runs, or invert the others' tomograms"
+
+
+def agreed(polarity: dict[str, str], hint: str = _CHOOSE_SEEDS) -> str:
     """The polarity that all runs, by name, have in common.
 
     Raises
@@ -47,5 +50,5 @@ def agreed(polarity: dict[str, str]) -> str:
     )
     raise SeedError(
         f"polarity: expected seeds of one kind in all runs, found {found}",
-        hint="Choose runs that agree with --seed-runs, or invert the others' tomograms",
+        hint=hint,
     )

@@ -79,14 +79,26 @@ class EmbedNet(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Volume (N, 1, Z, Y, X), edges divisible by 16 -> unit embeddings (N, dim, Z/2, Y/2, X/2), and the
         logits of foreground and centre (N, 2, Z/2, Y/2, X/2)."""
+        u2 = self.trunk(x)
+        return F.normalize(self.embedding(u2), dim=1), self.maps(u2)
+
+    def contract(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features of the four levels on the way down, strides 2, 4, 8 and 16; `channels` of them."""
         s2 = self.at2(self.stem(x))
         s4 = self.at4(self.down4(s2))
         s8 = self.at8(self.down8(s4))
-        s16 = self.at16(self.down16(s8))
+        # on a CPU, bf16 convolutions of a few voxels may take their gradients from memory that nobody wrote
+        with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and x.device.type != "cpu"):
+            s16 = self.at16(self.down16(s8.float() if x.device.type == "cpu" else s8))
+        return s2, s4, s8, s16
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Features that the heads share: (N, 1, Z, Y, X) -> (N, channels[1], Z/2, Y/2, X/2)."""
+        s2, s4, s8, s16 = self.contract(x)
         u8 = self.out8(self.up8(torch.cat([_grow(s16, s8), s8], dim=1)))
         u4 = self.out4(self.up4(torch.cat([_grow(u8, s4), s4], dim=1)))
-        u2 = self.out2(self.up2(torch.cat([_grow(u4, s2), s2], dim=1)))
-        return F.normalize(self.embedding(u2), dim=1), self.maps(u2)
+        u2: Tensor = self.out2(self.up2(torch.cat([_grow(u4, s2), s2], dim=1)))
+        return u2
 
 
 def _grow(x: Tensor, like: Tensor) -> Tensor:

@@ -12,7 +12,16 @@ from typing import Any
 
 from copick_cryosam.errors import InputError
 
-__all__ = ["DEFAULT_SESSION", "DEFAULT_USER", "Job", "PicksUri", "SegmentationUri", "TomogramUri"]
+__all__ = [
+    "DEFAULT_SESSION",
+    "DEFAULT_USER",
+    "Job",
+    "PicksUri",
+    "SegmentationUri",
+    "TomogramUri",
+    "check_spacing",
+    "same_spacing",
+]
 
 DEFAULT_USER = "cryosam"
 DEFAULT_SESSION = "1"
@@ -95,8 +104,13 @@ class SegmentationUri:
         return cls(parts["name"], parts["user_id"], parts["session_id"], spacing)
 
     @classmethod
-    def parse_output(cls, uri: str, field: str, default: PicksUri) -> SegmentationUri:
-        """Read an output URI; name, user and session fall back to those of the output picks."""
+    def parse_output(cls, uri: str, field: str, default: PicksUri, *, multilabel: bool = False) -> SegmentationUri:
+        """Read an output URI; name, user and session fall back to those of the output picks.
+
+        Parameters
+        ----------
+        multilabel : one segmentation of several objects; otherwise an instance and a binary one of one object
+        """
         parts = _parse(uri or default.object_name, "segmentation", field, _SEGMENTATION_FORM)
         name, user_id, session_id = (
             given if given not in ("", "*") else fallback
@@ -108,10 +122,11 @@ class SegmentationUri:
         )
         for value in (name, user_id, session_id):
             _require_name(value, uri, field, _SEGMENTATION_FORM)
-        if parts["multilabel"] or parts["panoptic"]:
+        if parts["panoptic"] or parts["instance" if multilabel else "multilabel"]:
+            written = "A multilabel segmentation is" if multilabel else "An instance and a binary segmentation are"
             raise InputError(
-                f"{field}: expected no type or ?instance=true, found {uri!r}",
-                hint="An instance and a binary segmentation are written together; leave the type out",
+                f"{field}: expected no type or ?{'multilabel' if multilabel else 'instance'}=true, found {uri!r}",
+                hint=f"{written} written{'' if multilabel else ' together'}; leave the type out",
             )
         return cls(name, user_id, session_id, _spacing(parts["voxel_spacing"], uri, field, _SEGMENTATION_FORM))
 
@@ -224,7 +239,7 @@ class Job:
                 f"output segmentation URI: expected none with points only, found {output_segmentation!r}",
                 hint="Leave out either --points-only or the segmentation",
             )
-        _check_spacing(masks, of_tomogram)
+        check_spacing(masks, of_tomogram)
         against = None if negatives is None else PicksUri.parse(negatives, "negatives URI")
         for read, field in ((of_seeds, "input URI"), (against, "negatives URI")):
             if read == to:
@@ -262,7 +277,8 @@ class Job:
         }
 
 
-def _check_spacing(masks: SegmentationUri | None, tomogram: TomogramUri) -> None:
+def check_spacing(masks: SegmentationUri | None, tomogram: TomogramUri) -> None:
+    """Refuse masks at another voxel spacing than the tomogram's with an `InputError`."""
     if masks is None or masks.voxel_spacing is None or tomogram.voxel_spacing is None:
         return
     if not same_spacing(masks.voxel_spacing, tomogram.voxel_spacing):

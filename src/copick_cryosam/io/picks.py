@@ -13,14 +13,14 @@ from copick_cryosam.io.project import Project
 from copick_cryosam.io.storage import reason, storage_errors
 from copick_cryosam.types import AngstromPoints, FloatArray
 
-__all__ = ["ScoredPicks", "read_picks"]
+__all__ = ["ScoredPicks", "read_picks", "read_sets"]
 
 ScoredPicks = tuple[AngstromPoints, FloatArray | None]
 """Positions in Å (x, y, z), shape (N, 3), and scores, shape (N,); None where the picks carry none."""
 
 
 def read_picks(project: Project, uri: PicksUri, runs: Sequence[str] | None = None) -> dict[str, ScoredPicks]:
-    """The picks that `uri` means, by run name.
+    """The picks that `uri` means, by run name; one set in each run.
 
     Runs without such a set of picks are left out; an empty set is kept. Positions include the shifts of
     the picks' transformations. copick stores a score of 1 where none was given, so picks that all score 1
@@ -37,16 +37,7 @@ def read_picks(project: Project, uri: PicksUri, runs: Sequence[str] | None = Non
     """
     found: dict[str, ScoredPicks] = {}
     for run in project.select_runs(runs):
-        matching: dict[str, Any] = {}
-        try:
-            for each in project.run(run).picks:
-                if uri.matches(each.pickable_object_name, each.user_id, each.session_id):
-                    # Where the overlay repeats picks of the static part, copick's own first choice counts.
-                    matching.setdefault(f"{each.pickable_object_name}:{each.user_id}/{each.session_id}", each)
-        except storage_errors(ValueError, IndexError) as error:
-            raise DataError(
-                f"picks of run {run}: expected a readable folder, found: {reason(error)}", hint="Check the project"
-            ) from None
+        matching = _matching(project, uri, run)
         if len(matching) > 1:
             raise InputError(
                 f"picks {uri} in run {run}: expected one set, found {', '.join(sorted(matching))}",
@@ -55,6 +46,41 @@ def read_picks(project: Project, uri: PicksUri, runs: Sequence[str] | None = Non
         for name, picks in matching.items():
             found[run] = _read(picks, f"picks {name} of run {run}")
     return found
+
+
+def read_sets(
+    project: Project, uri: PicksUri, runs: Sequence[str] | None = None
+) -> dict[str, dict[PicksUri, ScoredPicks]]:
+    """The same where each run may have several sets: by run, and by the set's own URI.
+
+    Raises
+    ------
+    NotFoundError, DataError
+        As of `read_picks`.
+    """
+    return {
+        run: {
+            PicksUri(picks.pickable_object_name, picks.user_id, picks.session_id): _read(
+                picks, f"picks {name} of run {run}"
+            )
+            for name, picks in sorted(_matching(project, uri, run).items())
+        }
+        for run in project.select_runs(runs)
+    }
+
+
+def _matching(project: Project, uri: PicksUri, run: str) -> dict[str, Any]:
+    matching: dict[str, Any] = {}
+    try:
+        for each in project.run(run).picks:
+            if uri.matches(each.pickable_object_name, each.user_id, each.session_id):
+                # Where the overlay repeats picks of the static part, copick's own first choice counts.
+                matching.setdefault(f"{each.pickable_object_name}:{each.user_id}/{each.session_id}", each)
+    except storage_errors(ValueError, IndexError) as error:
+        raise DataError(
+            f"picks of run {run}: expected a readable folder, found: {reason(error)}", hint="Check the project"
+        ) from None
+    return matching
 
 
 def _read(picks: Any, what: str) -> ScoredPicks:

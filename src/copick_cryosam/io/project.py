@@ -28,11 +28,12 @@ _NAMES_SHOWN = 8
 
 @dataclass(frozen=True)
 class ParticleObject:
-    """A pickable object; `radius` in Å, `color` as red, green, blue, 0 to 255."""
+    """A pickable object; `radius` in Å, `color` as red, green, blue, 0 to 255, `label` in multilabel segmentations."""
 
     name: str
     radius: float
     color: tuple[int, int, int]
+    label: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,7 @@ class Project:
                 f"object {name}: expected a radius over 0 Å, found {found.radius}", hint="Set radius in the config"
             )
         red, green, blue = (int(part) for part in (found.color or (0, 158, 115))[:3])
-        return ParticleObject(name, float(found.radius), (red, green, blue))
+        return ParticleObject(name, float(found.radius), (red, green, blue), int(found.label or 0))
 
     def tomogram(self, run: str, uri: TomogramUri, level: int = 0) -> TomogramVolume:
         """The tomogram of a run that `uri` means; its voxel spacing is the stored one.
@@ -181,11 +182,29 @@ class Project:
         runs = self.select_runs(job.seed_runs)
         positive = self._read_picks(job.seeds, runs, job.output)
         if not positive:
-            raise self._no_picks("seeds", job.seeds, runs, job.output)
+            raise self.no_picks("seeds", job.seeds, runs, job.output)
         negative = {} if job.negatives is None else self._read_picks(job.negatives, runs, job.output)
         if job.negatives is not None and not negative:
-            raise self._no_picks("negatives", job.negatives, runs, job.output)
+            raise self.no_picks("negatives", job.negatives, runs, job.output)
         return Seeds(positive, negative)
+
+    def no_picks(self, field: str, uri: PicksUri, runs: Sequence[str], output: PicksUri | None = None) -> SeedError:
+        """What to raise where `uri` means no point in any of `runs`; names the picks of the object that there are."""
+        self.object(uri.object_name)
+        there = sorted(
+            {
+                _picks_name(each)
+                for run in self.run_names
+                for each in self._picks(run)
+                if each.pickable_object_name == uri.object_name and _picks_name(each) != str(output)
+            }
+        )
+        return SeedError(
+            f"{field}: expected points at {uri}, found none in {len(runs)} run{'s' if len(runs) != 1 else ''}",
+            hint=f"Picks of {uri.object_name} are {_some(there)}"
+            if there
+            else f"Label one {uri.object_name} in any copick viewer and save it",
+        )
 
     def roi(self, run: str, uri: SegmentationUri, grid: Grid) -> NDArray[np.bool_]:
         """The region of interest on the tomogram's grid, shape `grid.shape_zyx`.
@@ -269,23 +288,6 @@ class Project:
         if not np.isfinite(positions).all():
             raise DataError(f"{what}: expected finite positions, found NaN or infinity", hint="Save them again")
         return positions
-
-    def _no_picks(self, field: str, uri: PicksUri, runs: Sequence[str], output: PicksUri) -> SeedError:
-        self.object(uri.object_name)
-        there = sorted(
-            {
-                _picks_name(each)
-                for run in self.run_names
-                for each in self._picks(run)
-                if each.pickable_object_name == uri.object_name and _picks_name(each) != str(output)
-            }
-        )
-        return SeedError(
-            f"{field}: expected points at {uri}, found none in {len(runs)} run{'s' if len(runs) != 1 else ''}",
-            hint=f"Picks of {uri.object_name} are {_some(there)}"
-            if there
-            else f"Label one {uri.object_name} in any copick viewer and save it",
-        )
 
 
 def open_project(config: str | Path) -> Project:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from copick_cryosam.errors import OutputError
 from copick_cryosam.io.discover_job import DiscoverJob
-from copick_cryosam.io.job import Job, same_spacing
+from copick_cryosam.io.job import Job, SegmentationUri, same_spacing
 from copick_cryosam.io.project import Project
+from copick_cryosam.io.sasi_job import DetectionJob
 from copick_cryosam.io.storage import delete_file, read_json, reason, storage_errors, try_writing, write_json
 from copick_cryosam.types import AngstromPoints, Grid, Instance, centroids, paint
 
@@ -59,7 +60,10 @@ class Writer:
     marker for that of a killed run.
     """
 
-    def __init__(self, project: Project, job: Job | DiscoverJob) -> None:
+    outputs_form = "object:user/session"
+    """How the place of the outputs is written on the command line, for hints."""
+
+    def __init__(self, project: Project, job: Job | DiscoverJob | DetectionJob) -> None:
         self.project = project
         self.job = job
 
@@ -73,9 +77,8 @@ class Writer:
         NotFoundError
             The output's object is not in the project.
         """
-        self.project.object(self.job.output.object_name)
-        if self.job.output_segmentation is not None:
-            self.project.object(self.job.output_segmentation.name)
+        for name in self._objects():
+            self.project.object(name)
         for run in runs:
             self.state(run, {})
         for run in runs[:1]:
@@ -103,7 +106,7 @@ class Writer:
         if fixed:
             raise OutputError(
                 f"run {run}: expected no output yet, found {fixed[0]} in the read-only part of the project",
-                hint="Write to another session with -o object:user/session",
+                hint=f"Write to another session with -o {self.outputs_form}",
             )
         record, marker = self._read(run, "record"), self._read(run, "marker")
         own = {*outputs_of(record), *outputs_of(marker)}
@@ -111,7 +114,7 @@ class Writer:
         if foreign and not self.job.overwrite:
             raise OutputError(
                 f"run {run}: expected no output yet, found {foreign[0]}, which CryoSAM did not write",
-                hint="Write to another session with -o object:user/session, or replace it with --overwrite",
+                hint=f"Write to another session with -o {self.outputs_form}, or replace it with --overwrite",
             )
         # The record is removed before anything it stands for, so it is true even beside a marker.
         if record is not None and self._complete(run, record):
@@ -195,28 +198,45 @@ class Writer:
         grid: Grid,
         parameters: Mapping[str, Any],
     ) -> str:
-        fs = self.project.run(run).fs_overlay
         outputs = self._output_names(grid)
-        replaced = {
-            *(set(self._stored(run)) & set(outputs)),
-            *outputs_of(self._read(run, "record")),
-            *outputs_of(self._read(run, "marker")),
-        }
+        writing = {outputs[0]: lambda: self._write_picks(run, instances, positions, scores, grid)}
+        to = self.job.output_segmentation
+        if to is not None:
+            labels = paint(grid.shape_zyx, instances)
+            binary = (labels > 0).astype(np.uint8)
+            writing[outputs[1]] = lambda: self._write_masks(run, to, labels, grid, is_instance=True)
+            writing[outputs[2]] = lambda: self._write_masks(run, to, binary, grid)
+        replaced = set(self._stored(run)) & set(outputs)
+        return self._commit(run, writing, replaced, len(instances), grid, parameters)
+
+    def _commit(
+        self,
+        run: str,
+        writing: Mapping[str, Callable[[], str]],
+        replaced: Iterable[str],
+        picks: int,
+        grid: Grid,
+        parameters: Mapping[str, Any],
+    ) -> str:
+        """Write a run's outputs, all or none, and the completion record last; returns the record's path.
+
+        Parameters
+        ----------
+        writing : by the name of each output, what writes it and returns its digest
+        replaced : names of outputs that are removed first, beside those of an earlier record or marker
+        """
+        fs = self.project.run(run).fs_overlay
+        before = {*replaced, *outputs_of(self._read(run, "record")), *outputs_of(self._read(run, "marker"))}
         complete = False
         try:
-            write_json(fs, self._path(run, "marker"), {"outputs": sorted({*outputs, *replaced})})
-            self._remove(run, replaced, keep_marker=True)
-            digests = {outputs[0]: self._write_picks(run, instances, positions, scores, grid)}
-            if self.job.output_segmentation is not None:
-                labels = paint(grid.shape_zyx, instances)
-                binary = (labels > 0).astype(np.uint8)
-                for name, data in zip(outputs[1:], (labels, binary), strict=True):
-                    digests[name] = self._write_masks(run, data, grid, instance=data is labels)
-            self._write_record(run, outputs, digests, len(instances), grid, parameters)
+            write_json(fs, self._path(run, "marker"), {"outputs": sorted({*writing, *before})})
+            self._remove(run, before, keep_marker=True)
+            digests = {name: write() for name, write in writing.items()}
+            self._write_record(run, list(writing), digests, picks, grid, parameters)
             complete = True
         finally:
             if not complete:
-                self._remove(run, outputs)
+                self._remove(run, list(writing))
         delete_file(fs, self._path(run, "marker"))
         return self._path(run, "record")
 
@@ -238,11 +258,10 @@ class Writer:
         picks.from_numpy(positions.xyz, turned, instance_ids=np.arange(1, len(positions) + 1), scores=scores)
         return hashlib.sha256(place.fs_overlay.cat_file(picks.path)).hexdigest()
 
-    def _write_masks(self, run: str, data: NDArray[Any], grid: Grid, *, instance: bool) -> str:
-        to = self.job.output_segmentation
-        assert to is not None
+    def _write_masks(self, run: str, to: SegmentationUri, data: NDArray[Any], grid: Grid, **kind: bool) -> str:
+        """A segmentation; `kind` is copick's ``is_instance`` or ``is_multilabel``, binary without."""
         masks = self.project.run(run).new_segmentation(
-            float(grid.voxel_spacing), to.name, to.session_id, user_id=to.user_id, is_instance=instance
+            float(grid.voxel_spacing), to.name, to.session_id, user_id=to.user_id, **kind
         )
         try:
             masks.from_numpy(data, dtype=data.dtype)
@@ -276,6 +295,11 @@ class Writer:
 
     def _parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         return {"job": self.job.identity(), **parameters}
+
+    def _objects(self) -> tuple[str, ...]:
+        """The objects that the outputs belong to."""
+        masks = self.job.output_segmentation
+        return (self.job.output.object_name, *(() if masks is None else (masks.name,)))
 
     def _output_names(self, grid: Grid) -> list[str]:
         names = [f"picks {self.job.output}"]

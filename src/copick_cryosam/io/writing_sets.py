@@ -1,33 +1,54 @@
-"""Writing the picks of all clusters of a run: several sets under one completion record."""
+"""Writing several sets of picks of a run under one completion record; those of all clusters, for one."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from copick_cryosam.errors import OutputError
 from copick_cryosam.io.discover_job import REST, DiscoverJob
+from copick_cryosam.io.job import PicksUri
 from copick_cryosam.io.project import Project
-from copick_cryosam.io.storage import delete_file, storage_errors, write_json
-from copick_cryosam.io.writing import Writer, outputs_of
+from copick_cryosam.io.storage import storage_errors
+from copick_cryosam.io.writing import Writer
 from copick_cryosam.types import AngstromPoints, FloatArray, Grid
 
-__all__ = ["PicksSet", "SetsWriter"]
+__all__ = ["PicksSet", "SetsWriter", "SeveralWriter"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PicksSet:
-    """Picks of one cluster in one run: Å, and scores of shape (N,), both best first."""
+    """Picks of one cluster or class in one run: Å, and scores of shape (N,), both best first."""
 
     points: AngstromPoints
     scores: FloatArray
 
 
-class SetsWriter(Writer):
+class SeveralWriter(Writer):
+    """`Writer` of jobs with more than one set of picks."""
+
+    def _write_set(self, run: str, to: PicksUri, found: PicksSet, grid: Grid) -> str:
+        if not (np.isfinite(found.points.xyz).all() and np.isfinite(found.scores).all()):
+            raise OutputError(
+                f"run {run}: expected finite positions and scores, found NaN or infinity",
+                hint="Run again with --debug and report it",
+            )
+        place = self.project.run(run)
+        picks = place.new_picks(to.object_name, to.session_id, to.user_id)
+        # copick fills these in only when it loads picks; storing without them would erase the run's name.
+        picks.meta.run_name = run
+        picks.meta.voxel_spacing = grid.voxel_spacing
+        picks.meta.trust_orientation = False
+        picks.from_numpy(found.points.xyz, instance_ids=np.arange(1, len(found.points) + 1), scores=found.scores)
+        return hashlib.sha256(place.fs_overlay.cat_file(picks.path)).hexdigest()
+
+
+class SetsWriter(SeveralWriter):
     """`Writer` for discovery: a set of picks for each cluster, that of the rest always among them."""
 
     def __init__(self, project: Project, job: DiscoverJob) -> None:
@@ -45,50 +66,15 @@ class SetsWriter(Writer):
         """
         self.state(run, parameters)
         everything = {**clusters, REST: clusters.get(REST) or _EMPTY}
+        writing = {}
+        for cluster, found in everything.items():
+            to = self.sets.set_of(cluster)
+            writing[f"picks {to}"] = partial(self._write_set, run, to, found, grid)
+        picks = sum(len(one.points) for one in everything.values())
         try:
-            return self._write_sets(run, everything, grid, parameters)
+            return self._commit(run, writing, self._stored(run), picks, grid, parameters)
         except storage_errors() as error:
             raise self._failed(run, error) from None
-
-    def _write_sets(self, run: str, clusters: Mapping[str, PicksSet], grid: Grid, parameters: Mapping[str, Any]) -> str:
-        fs = self.project.run(run).fs_overlay
-        outputs = [f"picks {self.sets.set_of(cluster)}" for cluster in clusters]
-        replaced = {
-            *self._stored(run),
-            *outputs_of(self._read(run, "record")),
-            *outputs_of(self._read(run, "marker")),
-        }
-        complete = False
-        try:
-            write_json(fs, self._path(run, "marker"), {"outputs": sorted({*outputs, *replaced})})
-            self._remove(run, replaced, keep_marker=True)
-            digests = {
-                name: self._write_set(run, cluster, clusters[cluster], grid)
-                for name, cluster in zip(outputs, clusters, strict=True)
-            }
-            picks = sum(len(one.points) for one in clusters.values())
-            self._write_record(run, outputs, digests, picks, grid, parameters)
-            complete = True
-        finally:
-            if not complete:
-                self._remove(run, outputs)
-        delete_file(fs, self._path(run, "marker"))
-        return self._path(run, "record")
-
-    def _write_set(self, run: str, cluster: str, found: PicksSet, grid: Grid) -> str:
-        if not (np.isfinite(found.points.xyz).all() and np.isfinite(found.scores).all()):
-            raise OutputError(
-                f"run {run}: expected finite positions and scores, found NaN or infinity",
-                hint="Run again with --debug and report it",
-            )
-        place, to = self.project.run(run), self.sets.set_of(cluster)
-        picks = place.new_picks(to.object_name, to.session_id, to.user_id)
-        # copick fills these in only when it loads picks; storing without them would erase the run's name.
-        picks.meta.run_name = run
-        picks.meta.voxel_spacing = grid.voxel_spacing
-        picks.meta.trust_orientation = False
-        picks.from_numpy(found.points.xyz, instance_ids=np.arange(1, len(found.points) + 1), scores=found.scores)
-        return hashlib.sha256(place.fs_overlay.cat_file(picks.path)).hexdigest()
 
     def _stored(self, run: str) -> dict[str, Any]:
         return {

@@ -85,8 +85,14 @@ def test_main_is_the_group(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_entry_points_lead_to_commands() -> None:
-    for group, name in (("copick.commands", "cryosam"), ("copick.inference.commands", "cryosam")):
-        (found,) = (each for each in entry_points(group=group) if each.value.startswith("copick_cryosam."))
+    for group, name in (
+        ("copick.commands", "cryosam"),
+        ("copick.inference.commands", "cryosam"),
+        ("copick.inference.commands", "sasi"),
+        ("copick.training.commands", "sasi"),
+    ):
+        own = (each for each in entry_points(group=group) if each.value.startswith("copick_cryosam."))
+        (found,) = (each for each in own if each.name == name)
         command = found.load()
         assert isinstance(command, click.Command)
         assert command.name == name

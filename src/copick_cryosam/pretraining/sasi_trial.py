@@ -1,0 +1,245 @@
+"""One trial of SaSi on simulated tomograms: what a variant finds from a few points, scored on tomograms it never saw.
+
+A data set has four kinds of particles in four tomograms. Points are clicked in two of them; the other two are searched.
+Every variant of a data set gets the same points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from copick_cryosam import evaluation
+from copick_cryosam.contrast import standardise
+from copick_cryosam.errors import SeedError
+from copick_cryosam.findings import Tomogram
+from copick_cryosam.pipeline import CryoSAM
+from copick_cryosam.pretraining.conditions import REFERENCE, tomogram_under
+from copick_cryosam.pretraining.shapes import Shape
+from copick_cryosam.pretraining.simulate import Scene, build, centres_inside
+from copick_cryosam.pretraining.validate import held_out_shapes, tuning_shapes
+from copick_cryosam.sasi.inference import Sasi
+from copick_cryosam.sasi.model import SasiModel
+from copick_cryosam.sasi.points import LabelledPoints, ParticleClass, TrainingTomogram
+from copick_cryosam.sasi.settings import SasiSettings, sasi_settings
+from copick_cryosam.sasi.training import train
+from copick_cryosam.types import FloatArray, Grid, VoxelPoints, centroids
+
+SHAPE = (48, 160, 160)
+COUNT = 12
+"""Particles of each kind that are tried to be placed in each tomogram."""
+KINDS = 4
+LEARNED, TESTED = 2, 2
+"""Tomograms with points, and tomograms that are searched."""
+JITTER = 0.15
+"""Standard deviation of a click from the true centre on each axis, in radii."""
+MIN_PRECISION = 0.8
+"""Expected precision that a pick of CryoSAM needs to become a pseudo-label."""
+
+_OFF: dict[str, Any] = {
+    "infill": {"enabled": False},
+    "consistency": {"enabled": False},
+    "self_supervision": {"mode": "none"},
+}
+_ON: dict[str, Any] = {
+    "infill": {"enabled": True},
+    "consistency": {"enabled": True},
+    "self_supervision": {"mode": "iss"},
+}
+_EMBEDNET = {**_ON, "architecture": "embednet", "init": "embednet"}
+VARIANTS: dict[str, Mapping[str, Any] | None] = {
+    "supervised only": _OFF,
+    "+ infill": {**_OFF, "infill": _ON["infill"]},
+    "+ consistency": {**_OFF, "consistency": _ON["consistency"]},
+    "+ self-supervision": {**_OFF, "self_supervision": _ON["self_supervision"]},
+    "all": _ON,
+    "all, from EmbedNet": _EMBEDNET,
+    "CryoSAM": None,
+    "ladder": _EMBEDNET,
+}
+"""Settings of each variant over the defaults; CryoSAM trains nothing, the ladder adds its sure picks as points."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DataSet:
+    """Simulated tomograms, the first ones with points.
+
+    Attributes
+    ----------
+    volumes : standardised, particles bright
+    truths : centres of each kind in each tomogram, voxels
+    points : clicks of each kind in random order: tomogram and voxel position of each
+    """
+
+    shapes: Sequence[Shape]
+    volumes: Sequence[np.ndarray[Any, np.dtype[np.float32]]]
+    truths: Sequence[Sequence[FloatArray]]
+    points: Sequence[Sequence[tuple[int, FloatArray]]]
+
+    @cached_property
+    def classes(self) -> list[ParticleClass]:
+        """One for each kind."""
+        return [ParticleClass(name=shape.name, radius_vox=shape.radius) for shape in self.shapes]
+
+    def labelled(self, shots: int) -> list[TrainingTomogram]:
+        """The tomograms with points, with the first `shots` clicks of each kind."""
+        return [
+            TrainingTomogram(name=f"tomogram {t}", volume=self.volumes[t], labelled=self._of(t, shots))
+            for t in range(LEARNED)
+        ]
+
+    def _of(self, tomogram: int, shots: int) -> LabelledPoints:
+        some = [(kind + 1, at) for kind, clicks in enumerate(self.points) for t, at in clicks[:shots] if t == tomogram]
+        return LabelledPoints(
+            points=VoxelPoints(np.array([at for _, at in some]).reshape(-1, 3)),
+            classes=np.array([number for number, _ in some], dtype=np.int64),
+            weights=np.ones(len(some)),
+            origins=("click",) * len(some),
+        )
+
+
+def draw_data_set(templates: Path | None, seed: int, most: int, *, tuning: bool) -> DataSet:
+    """Four of the held-out kinds (or of those to choose settings on), and up to `most` clicks of each."""
+    rng = np.random.default_rng([seed, 7])
+    shapes = (tuning_shapes if tuning else held_out_shapes)(templates, rng)
+    shapes = [shape for shape in shapes if shape.radius < 13]
+    shapes = [shapes[k] for k in rng.permutation(len(shapes))[:KINDS]]
+    scene = Scene(shape_zyx=SHAPE, counts=(COUNT,) * KINDS, membranes=2, filaments=1, beads=2, gap=1)
+    specimens = [build(scene, shapes, rng) for _ in range(LEARNED + TESTED)]
+    defocus = float(rng.uniform(20000, 45000))
+    volumes = [standardise(tomogram_under(one, REFERENCE, defocus, rng)) for one in specimens]
+    truths = [[centres_inside(one, kind) for one in specimens] for kind in range(KINDS)]
+    points = []
+    for shape, truth in zip(shapes, truths, strict=True):
+        margin = 0.5 * shape.radius
+        inner = [
+            (t, at)
+            for t in range(LEARNED)
+            for at in truth[t]
+            if (at > margin).all() and (at < np.array(SHAPE) - margin).all()
+        ]
+        chosen = [inner[k] for k in rng.permutation(len(inner))[:most]]
+        points.append([(t, at + rng.normal(size=3) * JITTER * shape.radius) for t, at in chosen])
+    return DataSet(shapes=shapes, volumes=volumes, truths=truths, points=points)
+
+
+def run_variant(data: DataSet, variant: str, shots: int, seed: int, base: SasiSettings) -> dict[str, Any]:
+    """F1 of each kind in the tomograms without points, and their mean; JSON types."""
+    over = VARIANTS[variant]
+    if over is None:
+        found = _search(data, CryoSAM.from_preset("embedded", device="cpu"), shots, tested=True)
+        return _scored(data, [[(points, score) for points, score, _ in each] for each in found])
+    settings = sasi_settings({**over, "training": {"seed": seed}}, base)
+    tomograms = data.labelled(shots)
+    if variant == "ladder":
+        tomograms = _with_pseudo(data, tomograms, shots)
+    trained = train(tomograms, data.classes, settings, torch.device("cpu"))
+    model = SasiModel(
+        network=trained.network,
+        settings=settings,
+        classes=tuple(data.classes),
+        voxel_spacing=10.0,
+        polarity="light",
+    )
+    sasi = Sasi(model, torch.device("cpu"))
+    picks = []
+    for volume in data.volumes[LEARNED:]:
+        detected = sasi.detect(volume).particles
+        picks.append([(centroids(each), np.array([one.score for one in each])) for each in detected.values()])
+    return _scored(data, picks) | {
+        "best_step": trained.best_step,
+        "points": sum(len(one.labelled) for one in tomograms),
+        "loss": trained.curve[-1]["supervised"],
+    }
+
+
+def _scored(data: DataSet, picks: Sequence[Sequence[tuple[VoxelPoints, FloatArray]]]) -> dict[str, Any]:
+    """Picks of each kind in each searched tomogram against the truth: one-to-one, tolerance one radius."""
+    grid = Grid(SHAPE, 10.0)
+    f1 = {}
+    for kind, shape in enumerate(data.shapes):
+        runs = [
+            evaluation.localization(
+                grid.to_angstrom(picks[t][kind][0]),
+                picks[t][kind][1],
+                grid.to_angstrom(VoxelPoints(data.truths[kind][LEARNED + t])),
+                10.0 * shape.radius,
+            )
+            for t in range(TESTED)
+        ]
+        f1[shape.name] = evaluation.pool(runs).f1
+    return {"f1": float(np.mean(list(f1.values()))), "kinds": f1}
+
+
+Ranked = tuple[VoxelPoints, FloatArray, FloatArray]
+"""Picks that CryoSAM keeps: where, their scores, their expected precision."""
+
+
+def _search(data: DataSet, model: CryoSAM, shots: int, *, tested: bool) -> list[list[Ranked]]:
+    """What CryoSAM keeps of each kind from the same points, in the searched tomograms or in those with points."""
+    opened = [model.open(volume, None, 8.0, polarity="light", voxel_spacing=10.0) for volume in data.volumes]
+    wanted = opened[LEARNED:] if tested else opened[:LEARNED]
+    found: list[list[Ranked]] = [[] for _ in wanted]
+    for kind, shape in enumerate(data.shapes):
+        seeded = []
+        for t in range(LEARNED):
+            mine = np.array([at for where, at in data.points[kind][:shots] if where == t]).reshape(-1, 3)
+            if len(mine):
+                try:
+                    seeded.append(model.seed(opened[t], VoxelPoints(mine), shape.radius))
+                except SeedError:
+                    continue
+        query = model.query(seeded) if seeded else None
+        for each, tomogram in zip(found, wanted, strict=True):
+            each.append(_NOTHING if query is None else _kept(model, tomogram, query, seeded, shape.radius))
+    return found
+
+
+def _kept(model: CryoSAM, tomogram: Tomogram, query: Any, seeded: Sequence[Any], radius: float) -> Ranked:
+    ranked = model.rank(tomogram, query, seeded, radius)
+    best = ranked.proposals[: ranked.calibration.kept]
+    return best.points, best.score, ranked.calibration.expected_precision[: len(best)]
+
+
+def _with_pseudo(data: DataSet, tomograms: Sequence[TrainingTomogram], shots: int) -> list[TrainingTomogram]:
+    """CryoSAM's sure picks in the tomograms with points join these, best first, none within a radius of a point."""
+    found = _search(data, CryoSAM.from_preset("embedded", device="cpu"), shots, tested=False)
+    joined = []
+    for one, each in zip(tomograms, found, strict=True):
+        candidates = sorted(
+            (
+                (float(p), kind + 1, at)
+                for kind, (points, _, precision) in enumerate(each)
+                for at, p in zip(points.zyx, precision, strict=True)
+                if p >= MIN_PRECISION
+            ),
+            key=lambda candidate: -candidate[0],
+        )
+        places, numbers, weights = list(one.labelled.points.zyx), list(one.labelled.classes), list(one.labelled.weights)
+        for p, number, at in candidates:
+            radii = [max(data.shapes[n - 1].radius, data.shapes[number - 1].radius) for n in numbers]
+            if all(np.linalg.norm(at - place) > radius for place, radius in zip(places, radii, strict=True)):
+                places.append(at)
+                numbers.append(number)
+                weights.append(min(p, 0.999))
+        joined.append(
+            replace(
+                one,
+                labelled=LabelledPoints(
+                    points=VoxelPoints(np.array(places).reshape(-1, 3)),
+                    classes=np.array(numbers, dtype=np.int64),
+                    weights=np.array(weights),
+                    origins=("click",) * len(one.labelled) + ("CryoSAM",) * (len(places) - len(one.labelled)),
+                ),
+            )
+        )
+    return joined
+
+
+_NOTHING: Ranked = (VoxelPoints(np.empty((0, 3))), np.empty(0), np.empty(0))
