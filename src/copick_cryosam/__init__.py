@@ -4,6 +4,12 @@
 
     particles = CryoSAM.from_preset("embedded").pick(volume, seeds_zyx=[[40, 210, 96]], radius_vox=9)
 
+A detector of several objects that `copick training sasi` trained from a few points of each:
+
+    from copick_cryosam import Sasi
+
+    particles = Sasi.load("detector.safetensors").detect(volume).particles
+
 Names are imported on use, so that importing the package (as every `copick` command does) costs next to nothing.
 """
 
@@ -24,6 +30,8 @@ if TYPE_CHECKING:
         SeedError,
     )
     from copick_cryosam.pipeline import CryoSAM
+    from copick_cryosam.sasi.inference import Sasi
+    from copick_cryosam.sasi.settings import SasiSettings
     from copick_cryosam.types import Instance
 
     __version__: str
@@ -32,6 +40,8 @@ _HOMES = {
     "CryoSAM": "pipeline",
     "Instance": "types",
     "PRESETS": "config",
+    "Sasi": "sasi.inference",
+    "SasiSettings": "sasi.settings",
     "Settings": "config",
     "preset": "config",
     "CryosamError": "errors",
@@ -53,6 +63,8 @@ __all__ = [
     "Instance",
     "NotFoundError",
     "OutputError",
+    "Sasi",
+    "SasiSettings",
     "SeedError",
     "Settings",
     "__version__",

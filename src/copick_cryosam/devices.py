@@ -25,7 +25,21 @@ def resolve_device(name: Device) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
 
 
+def cpu_computes_bf16() -> bool:
+    """Whether this CPU has instructions for bf16, without which it is emulated and slower than fp32."""
+    # torch has no public way to ask; a torch without these names counts as without the instructions
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(bool(one()) for one in asked if one is not None)
+
+
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """float32 or bfloat16; `auto` is bfloat16 on the GPUs that have it. Older ones emulate it, which is slower."""
     able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and able) else torch.float32
+
+
+def fastest_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """As `compute_dtype`, but `auto` is bfloat16 on CPUs that compute with it, too, for nets that bear it."""
+    if precision == "auto" and device.type == "cpu" and cpu_computes_bf16():
+        return torch.bfloat16
+    return compute_dtype(precision, device)

@@ -58,8 +58,10 @@ def test_public_names_are_there(name: str) -> None:
 def test_public_names_come_from_their_modules() -> None:
     from copick_cryosam.errors import SeedError
     from copick_cryosam.pipeline import CryoSAM
+    from copick_cryosam.sasi.inference import Sasi
 
     assert copick_cryosam.CryoSAM is CryoSAM
+    assert copick_cryosam.Sasi is Sasi
     assert copick_cryosam.SeedError is SeedError
 
 

@@ -47,5 +47,7 @@ def cryosam() -> None:
     See Also:
         copick inference cryosam: picks particles from one seed
         copick process cryosam-embed: the same as embed here
+        copick training sasi: trains a detector of several objects from a few points of each
+        copick inference sasi: finds the objects of a trained detector
         copick evaluation localization: scores picks against true picks
     """

@@ -21,6 +21,7 @@ _PACKAGES = (
     "zarr",
     "segment-anything",
     "transformers",
+    "monai",
 )
 _MODELS = ("embednet", "promptnet")
 
@@ -38,6 +39,7 @@ def info() -> None:
     See Also:
         copick cryosam models: all models, their licences and where to get them
         copick inference cryosam: picks particles from one seed
+        copick training sasi: trains a detector from a few points; one of its nets needs monai
     """
     _print("Versions", _versions())
     _print("Devices", _devices())

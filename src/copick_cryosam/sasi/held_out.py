@@ -13,9 +13,7 @@ from copick_cryosam.sasi.infill import Windows
 from copick_cryosam.sasi.losses import soft_dice_loss
 from copick_cryosam.sasi.networks import Network
 from copick_cryosam.sasi.points import LabelledPoints, ParticleClass, TrainingTomogram
-
-LEAST = 4
-"""Points that a class needs for one of them to be held out."""
+from copick_cryosam.sasi.settings import TrainingSettings
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,12 +30,13 @@ class Split:
     held_out: list[tuple[int, int]]
 
 
-def split(tomograms: Sequence[TrainingTomogram], classes: Sequence[ParticleClass], share: float, seed: int) -> Split:
+def split(tomograms: Sequence[TrainingTomogram], classes: Sequence[ParticleClass], settings: TrainingSettings) -> Split:
     """Hold out a share of the points of each class that a human vouched for (weight 1), drawn by the seed.
 
-    At least one of a class with `LEAST` or more such points, none of one with fewer, nor with a share of 0.
+    At least one of a class with `held_out_from` or more such points, none of one with fewer, nor with a share of 0.
     """
-    rng = np.random.default_rng(seed)
+    share, least = settings.held_out, settings.held_out_from
+    rng = np.random.default_rng(settings.seed)
     held_out: list[tuple[int, int]] = []
     for number in range(1, len(classes) + 1):
         sure = [
@@ -45,7 +44,7 @@ def split(tomograms: Sequence[TrainingTomogram], classes: Sequence[ParticleClass
             for t, one in enumerate(tomograms)
             for i in np.flatnonzero((one.labelled.classes == number) & (one.labelled.weights >= 1))
         ]
-        count = max(1, round(share * len(sure))) if share > 0 and len(sure) >= LEAST else 0
+        count = max(1, round(share * len(sure))) if share > 0 and len(sure) >= least else 0
         held_out += [sure[k] for k in sorted(rng.choice(len(sure), count, replace=False))]
     return Split(
         tomograms=[

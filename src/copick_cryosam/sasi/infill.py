@@ -1,8 +1,11 @@
 """Self-augmented volume infill (SaSi, figure 3; after AugMix): a window is filled with moved copies of its particles.
 
-k copies, each shifted, rotated and flipped at random, are averaged with Dirichlet weights, and mixed with the window
-itself. The paper takes the argmax of the labels mixed in the same way. Here it is taken over the foreground classes
-alone: with the background among them, copies of a low weight would be in the volume and not in the labels.
+Mixed, as published: k copies, each shifted, rotated and flipped at random, are averaged with Dirichlet weights, and
+mixed with the window itself. The paper takes the argmax of the labels mixed in the same way. Here it is taken over the
+foreground classes alone: with the background among them, copies of a low weight would be in the volume and not in the
+labels. Where noise is strong, copies of a low weight cannot be seen, and a net learns to label noise.
+
+Pasted: the labelled voxels of the copies replace the window's, at full strength, where it has no particle itself.
 """
 
 from __future__ import annotations
@@ -53,6 +56,17 @@ def draw_weights(count: int, settings: InfillSettings, generator: torch.Generato
     copies = np.maximum(copies, _LEAST)
     own = np.full((count, 1), settings.skip)
     return torch.from_numpy(np.concatenate([own, (1 - settings.skip) * copies], axis=1)).float()
+
+
+def paste(layers: list[Windows]) -> Windows:
+    """The first layer, with the labelled voxels of the others where no layer before has a particle."""
+    volume, labels, weights = layers[0].volume, layers[0].labels, layers[0].weights
+    for layer in layers[1:]:
+        free = (labels <= 0) & (layer.labels > 0)
+        volume = torch.where(free[:, None], layer.volume, volume)
+        weights = torch.where(free, layer.weights, weights)
+        labels = torch.where(free, layer.labels, labels)
+    return Windows(volume, labels, weights)
 
 
 def mix(layers: list[Windows], weights: Tensor) -> Windows:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from copick_cryosam.config import Device, Polarity, Precision, load_settings, override
+from copick_cryosam.errors import InputError
 
 
 class _Settings(BaseModel):
@@ -22,7 +23,12 @@ class _Settings(BaseModel):
 class LabelSettings(_Settings):
     """Points become spheres."""
 
-    radius: float = Field(1.0, gt=0, le=2, description="radius of a point's sphere, in object radii")
+    radius: float = Field(
+        0.7,
+        gt=0,
+        le=2,
+        description="radius of a point's sphere, in object radii; whole ones touch in crowded tomograms",
+    )
     min_radius: float = Field(2.0, gt=0, le=16, description="least radius of a sphere, voxels")
     ignore_unlabelled: bool = Field(
         False,
@@ -54,19 +60,22 @@ class AugmentSettings(_Settings):
 class InfillSettings(_Settings):
     """Self-augmented volume infill: transformed copies of a window are mixed into it."""
 
-    enabled: bool = True
-    chains: int = Field(3, ge=1, le=8, description="k: transformed copies that are mixed")
-    skip: float = Field(0.5, gt=0, lt=1, description="weight of the window itself; its copies share the rest")
-    alpha: float = Field(1.0, gt=0, le=100, description="concentration of the Dirichlet weights of the copies")
+    enabled: bool = False
+    mode: Literal["mix", "paste"] = Field(
+        "mix", description="average the window with its copies, as published, or put their particles into it"
+    )
+    chains: int = Field(3, ge=1, le=8, description="k: transformed copies")
+    skip: float = Field(0.5, gt=0, lt=1, description="mix: weight of the window itself; its copies share the rest")
+    alpha: float = Field(1.0, gt=0, le=100, description="mix: concentration of the Dirichlet weights of the copies")
     keep_noise: bool = Field(
-        True, description="scale the mix so that its noise is as strong as a tomogram's; averaging weakens it"
+        True, description="mix: scale it so that its noise is as strong as a tomogram's; averaging weakens it"
     )
 
 
 class ConsistencySettings(_Settings):
     """Self-interpreted consistency: what is found in a transformed window is what is found, transformed."""
 
-    enabled: bool = True
+    enabled: bool = False
     weight: float = Field(1.0, gt=0, le=100, description="of this loss beside the supervised one")
     ramp: float = Field(0.2, ge=0, le=1, description="share of the steps over which the weight rises from 0")
 
@@ -75,7 +84,7 @@ class SelfSupervisionSettings(_Settings):
     """SimCLR on unlabelled windows: two views of a window are close in features, views of others are not."""
 
     mode: Literal["none", "iss", "pss"] = Field(
-        "iss", description="none, before the supervised steps (iss), or alternating with them (pss)"
+        "none", description="none, before the supervised steps (iss), or alternating with them (pss)"
     )
     temperature: float = Field(0.1, gt=0, le=10, description="of the contrastive loss (NT-Xent)")
     width: int = Field(128, ge=2, le=4096, description="length of the vectors that are compared")
@@ -101,8 +110,15 @@ class LossSettings(_Settings):
 class TrainingSettings(_Settings):
     """The supervised steps."""
 
-    steps: int = Field(1000, ge=1, description="at most")
-    batch: int = Field(16, ge=1, le=4096, description="windows per step, the classes taking turns")
+    steps: int = Field(400, ge=1, description="at most")
+    batch: int = Field(8, ge=1, le=4096, description="windows per step, the classes taking turns")
+    anywhere: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="share of the windows that are cut anywhere, not around a point: they show what is no particle, "
+        "and particles that nobody labelled as if they were none",
+    )
     learning_rate: float = Field(1e-3, gt=0, le=1, description="of Adam, falling to zero along a cosine")
     learned_rate: float = Field(
         0.2, gt=0, le=1, description="init: learning rate of weights that were learned before, as a share of it"
@@ -116,11 +132,15 @@ class TrainingSettings(_Settings):
         0.2,
         ge=0,
         lt=1,
-        description="share of each class's points that is held out to know when to stop; at least one where a class "
-        "has three or more; 0: none, and all the steps are made",
+        description="share of each class's points that is held out to know when to stop; 0: none, all steps are made",
+    )
+    held_out_from: int = Field(
+        20,
+        ge=2,
+        description="points that a class needs for any to be held out: of a few, each is worth more in training",
     )
     shots: int | None = Field(None, ge=1, description="points used of each class, drawn by the seed; none: all")
-    precision: Precision = Field("auto", description="auto is bf16 on a GPU and fp32 on the CPU")
+    precision: Precision = Field("auto", description="auto is bf16 where the device computes with it, fp32 elsewhere")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of every random choice; two trainings of one seed are equal")
 
 
@@ -146,14 +166,14 @@ class SasiSettings(_Settings):
     """How to train a detector and how to use it."""
 
     architecture: Literal["deepfinder", "monai-unet", "embednet"] = Field(
-        "deepfinder",
-        description="the net: DeepFinder's U-Net as published, MONAI's residual U-Net, or EmbedNet's trunk",
+        "embednet",
+        description="the net: EmbedNet's trunk, DeepFinder's U-Net as published, or MONAI's residual U-Net",
     )
     init: Literal["none", "embednet"] = Field(
-        "none", description="weights to start from: random ones, or those of the shipped EmbedNet"
+        "embednet", description="weights to start from: random ones, or those of the shipped EmbedNet"
     )
     window: int | None = Field(
-        None, ge=8, le=256, description="edge of the windows, voxels; none: the architecture's own (24, 24, 48)"
+        None, ge=8, le=256, description="edge of the windows, voxels; none: the architecture's own (32, 24, 24)"
     )
     labels: LabelSettings = LabelSettings()
     augment: AugmentSettings = AugmentSettings()
@@ -171,6 +191,37 @@ class SasiSettings(_Settings):
         if self.init == "embednet" and self.architecture != "embednet":
             raise ValueError(f"init embednet: expected the architecture embednet, found {self.architecture}")
         return self
+
+
+SASI_PRESETS: dict[str, SasiSettings] = {
+    "embedded": SasiSettings(),
+    "paper": SasiSettings(
+        architecture="deepfinder",
+        init="none",
+        infill=InfillSettings(enabled=True),
+        consistency=ConsistencySettings(enabled=True),
+        self_supervision=SelfSupervisionSettings(mode="iss"),
+        training=TrainingSettings(steps=2000, anywhere=0),
+    ),
+}
+"""The presets by name: what was measured best, from the package's own encoder; and all parts of the SaSi paper on its
+net, which starts from nothing and takes longer."""
+
+
+def sasi_preset(name: str) -> SasiSettings:
+    """The settings of a preset.
+
+    Raises
+    ------
+    InputError
+        There is no such preset; the message names the ones there are.
+    """
+    if name not in SASI_PRESETS:
+        raise InputError(
+            f"preset: expected one of {', '.join(sorted(SASI_PRESETS))}, found {name!r}",
+            hint="Choose one of these presets",
+        )
+    return SASI_PRESETS[name]
 
 
 def sasi_settings(source: str | Path | Mapping[str, Any], base: SasiSettings | None = None) -> SasiSettings:

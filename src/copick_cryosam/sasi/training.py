@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from copick_cryosam.devices import compute_dtype
+from copick_cryosam.devices import fastest_dtype
 from copick_cryosam.errors import DataError, InputError
 from copick_cryosam.sasi import checkpoint as saved
 from copick_cryosam.sasi.held_out import held_out_loss, split
@@ -80,8 +80,7 @@ def train(
     DataError
         The loss is no number any more.
     """
-    run = _Training(tomograms, classes, settings, device, checkpoint, progress)
-    return run.all()
+    return _Training(tomograms, classes, settings, device, checkpoint, progress).all()
 
 
 class _Training:
@@ -102,7 +101,7 @@ class _Training:
         # twice as fast on a CPU, where convolutions take most of the time
         self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         _check_sizes(tomograms, self.network.window)
-        self.split = split(tomograms, classes, plan.held_out, plan.seed)
+        self.split = split(tomograms, classes, plan)
         self.cutter = Cutter(self.split.tomograms, classes, settings, self.network.window, device)
         # with the labels of all points, also of the held-out ones
         self.held_out = Cutter(tomograms, classes, settings, self.network.window, device).around(self.split.held_out)
@@ -209,7 +208,7 @@ class _Training:
             )
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if compute_dtype(self.settings.training.precision, self.device) is torch.float32:
+        if fastest_dtype(self.settings.training.precision, self.device) is torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from copick_cryosam.sasi.infill import Windows, draw_weights, mix
+from copick_cryosam.sasi.infill import Windows, draw_weights, mix, paste
 from copick_cryosam.sasi.labels import label_window
 from copick_cryosam.sasi.points import ParticleClass, TrainingTomogram
 from copick_cryosam.sasi.settings import SasiSettings
@@ -44,9 +44,11 @@ class Cutter:
         self._everywhere = [(t, centre) for t, one in enumerate(tomograms) for centre in _centres(one, edge)]
 
     def labelled(self, count: int, generator: torch.Generator) -> Windows:
-        """Windows around labelled points, classes in turn, points by their weight; moved, and filled with copies."""
-        cubes = self._cubes(self._draw_points(count, generator), self.cut, labels=True)
-        return self._moved(cubes, generator)
+        """Windows around labelled points, classes in turn, points by their weight, and a share from anywhere
+        (`training.anywhere`); moved, and filled with copies."""
+        anywhere = round(self.settings.training.anywhere * count)
+        places = self._draw_points(count - anywhere, generator) + self._draw_places(anywhere, generator)
+        return self._moved(self._cubes(places, self.cut), generator)
 
     def around(self, which: Sequence[tuple[int, int]]) -> Windows:
         """Windows exactly around points (tomogram, point), with their labels; for held-out ones."""
@@ -54,8 +56,7 @@ class Cutter:
 
     def views(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Two views of windows from anywhere, each moved in its own way; (B, 1, W, W, W) both."""
-        places = torch.randint(len(self._everywhere), (count,), generator=generator).tolist()
-        cubes = self._cubes([self._everywhere[k] for k in places], self.cut, labels=False)
+        cubes = self._cubes(self._draw_places(count, generator), self.cut, labels=False)
         first, second = (
             Spatial.draw(count, self.settings.augment, self.edge, generator).apply(cubes.volume, self.edge)
             for _ in range(2)
@@ -71,6 +72,8 @@ class Cutter:
         ]
         if not infill.enabled:
             return layers[0]
+        if infill.mode == "paste":
+            return paste(layers)
         weights = draw_weights(count, infill, generator)
         mixed = mix(layers, weights)
         if not infill.keep_noise:
@@ -78,6 +81,10 @@ class Cutter:
         # the layers' noise is independent but for what they share of the cube
         weakened = weights.square().sum(dim=1).sqrt()[:, None, None, None, None].to(self.device)
         return replace(mixed, volume=mixed.volume / weakened)
+
+    def _draw_places(self, count: int, generator: torch.Generator) -> list[tuple[int, NDArray[np.int64]]]:
+        drawn = torch.randint(len(self._everywhere), (count,), generator=generator).tolist()
+        return [self._everywhere[k] for k in drawn]
 
     def _draw_points(self, count: int, generator: torch.Generator) -> list[tuple[int, NDArray[np.int64]]]:
         number = torch.randperm(len(self.classes), generator=generator).tolist()

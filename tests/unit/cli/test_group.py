@@ -57,7 +57,7 @@ def test_info_names_versions_devices_and_models(monkeypatch: pytest.MonkeyPatch,
     result = CliRunner().invoke(cryosam, ["info"])
     assert result.exit_code == 0, result.output
     lines = {line.split()[0]: line for line in result.output.splitlines() if line.startswith("  ")}
-    assert {"python", "torch", "copick", "cpu", "embednet", "promptnet", "segment-anything"} <= lines.keys()
+    assert {"python", "torch", "copick", "cpu", "embednet", "promptnet", "segment-anything", "monai"} <= lines.keys()
     assert f"embednet-{hashlib.sha256(content).hexdigest()[:12]}" in lines["embednet"]
     assert "missing" in lines["promptnet"]
 

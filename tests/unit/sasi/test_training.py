@@ -40,7 +40,15 @@ def tomogram(points: int = 8, seed: int = 0) -> TrainingTomogram:
 
 def settings(**training: Any) -> SasiSettings:
     """Every part of the method, a few steps of small windows."""
-    plan = {"steps": 4, "batch": 2, "check_every": 2, "precision": "fp32", "patience": None, **training}
+    plan = {
+        "steps": 4,
+        "batch": 2,
+        "check_every": 2,
+        "precision": "fp32",
+        "patience": None,
+        "held_out_from": 4,
+        **training,
+    }
     return sasi_settings({"window": 8, "training": plan, "self_supervision": {"mode": "iss", "steps": 2}})
 
 

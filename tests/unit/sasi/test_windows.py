@@ -12,7 +12,7 @@ from copick_cryosam.errors import SeedError
 from copick_cryosam.sasi.held_out import split
 from copick_cryosam.sasi.labels import IGNORE
 from copick_cryosam.sasi.points import LabelledPoints, ParticleClass, TrainingTomogram, choose_shots
-from copick_cryosam.sasi.settings import sasi_settings
+from copick_cryosam.sasi.settings import TrainingSettings, sasi_settings
 from copick_cryosam.sasi.windows import Cutter, cut_out
 from copick_cryosam.types import VoxelPoints
 
@@ -106,12 +106,13 @@ def test_windows_far_from_points_can_be_left_out_of_learning() -> None:
 
 def test_held_out_points_are_a_share_of_what_humans_vouch_for() -> None:
     one = tomogram([1] * 10 + [2] * 3 + [1] * 5, weights=[1.0] * 13 + [0.9] * 5)
-    made = split([one], CLASSES, 0.2, 0)
+    made = split([one], CLASSES, TrainingSettings(held_out_from=4))
     assert len(made.held_out) == 2  # of ten; a class of three keeps all of them
     assert all(i < 10 for _, i in made.held_out)
     assert (made.tomograms[0].labelled.weights == 0).sum() == 2
     assert (one.labelled.weights == 0).sum() == 0
-    assert split([one], CLASSES, 0, 0).held_out == []
+    assert split([one], CLASSES, TrainingSettings(held_out=0, held_out_from=4)).held_out == []
+    assert split([one], CLASSES, TrainingSettings(held_out_from=20)).held_out == []
 
 
 def test_shots_are_drawn_by_the_seed_and_are_points_of_humans() -> None:

@@ -34,7 +34,7 @@ class EmbedNetDetector(Network):
     """
 
     name = "embednet"
-    window = 48
+    window = 32
     divisor = 16
 
     def __init__(self, classes: int, net: EmbedNet, *, frozen: bool) -> None:
