@@ -53,42 +53,50 @@ if TYPE_CHECKING:
     "--shots", type=int, metavar="N", help="Use N points of each object, drawn by the seed.  [default: all]"
 )
 @add_run_names_option
-@optgroup.group("\nMethod Options", help="How to learn; what is not given comes from --settings, else the defaults.")
+@optgroup.group("\nMethod Options", help="How to learn; what is not given comes from --settings, else from --preset.")
+@optgroup.option(
+    "--preset",
+    type=click.Choice(["embedded", "paper"]),
+    default="embedded",
+    help="Settings that go together: from the package's own encoder, as measured best; or all parts of the SaSi paper "
+    "on its net.",
+)
 @optgroup.option(
     "--settings",
     "settings_path",
     type=click.Path(),
-    help="YAML file of settings, such as training: {batch: 8}; a field that it leaves out is as by default.",
+    help="YAML file of settings, such as training: {batch: 16}; a field that it leaves out is the preset's.",
 )
 @optgroup.option(
     "--architecture",
     type=click.Choice(["deepfinder", "monai-unet", "embednet"]),
-    help="The net: DeepFinder's U-Net, MONAI's, or the package's own encoder.  [default: deepfinder, or embednet with "
-    "--init embednet]",
+    help="The net: DeepFinder's U-Net, MONAI's, or the package's own encoder.  [default: the preset's]",
 )
 @optgroup.option(
     "--init",
     type=click.Choice(["none", "embednet"]),
-    help="Weights to start from: random ones, or those of the package's own encoder.  [default: none]",
+    help="Weights to start from: random ones, or those of the package's own encoder.  [default: the preset's]",
 )
-@optgroup.option("--infill/--no-infill", default=None, help="Mix transformed copies into windows.  [default: infill]")
+@optgroup.option(
+    "--infill/--no-infill", default=None, help="Mix transformed copies into windows.  [default: the preset's]"
+)
 @optgroup.option(
     "--consistency/--no-consistency",
     default=None,
-    help="Ask for the same answer in a transformed window.  [default: consistency]",
+    help="Ask for the same answer in a transformed window.  [default: the preset's]",
 )
 @optgroup.option(
     "--self-supervision",
     type=click.Choice(["none", "iss", "pss"]),
     help="Contrastive steps without labels: none, before the others (iss), or alternating with them (pss).  "
-    "[default: iss]",
+    "[default: the preset's]",
 )
-@optgroup.option("--steps", type=int, metavar="N", help="At most so many steps.  [default: 1000]")
+@optgroup.option("--steps", type=int, metavar="N", help="At most so many steps.  [default: the preset's]")
 @optgroup.option("--seed", type=int, help="Of every random choice.  [default: 0]")
 @optgroup.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16"]),
-    help="Numbers to compute with.  [default: auto, bf16 on a GPU that has it]",
+    help="Numbers to compute with.  [default: auto, bf16 where the device computes with it]",
 )
 @optgroup.option(
     "--polarity",
@@ -128,6 +136,7 @@ def sasi(
     run_names: tuple[str, ...],
     pseudo: tuple[str, ...],
     min_precision: float,
+    preset: str,
     settings_path: str | None,
     model_path: str,
     curve_path: str | None,
@@ -155,8 +164,8 @@ def sasi(
         copick training sasi -c config.json -t wbp@10.0 -i ribosome:curator/1 -i proteasome:curator/1 -o detector.safetensors
 
     \b
-        # Five points of each, starting from the package's own encoder, with a picture of the curve
-        copick training sasi -c config.json -t wbp@10.0 -i ribosome:curator/1 -i proteasome:curator/1 --shots 5 --seed 1 --init embednet -o detector.safetensors --curve curve.png
+        # Five points of each, with a picture of the curve
+        copick training sasi -c config.json -t wbp@10.0 -i ribosome:curator/1 -i proteasome:curator/1 --shots 5 --seed 1 -o detector.safetensors --curve curve.png
 
     \b
         # From one seed to a detector: CryoSAM first, then its confident picks beside the seed
@@ -179,7 +188,7 @@ def sasi(
     get_logger(__name__, debug=debug)
     if config is None:
         raise InputError("config: expected a copick configuration, found none", hint="Give its path with -c")
-    settings = _settings(settings_path, **method)
+    settings = _settings(preset, settings_path, **method)
     runs = resolve_run_names(run_names)
     job = TrainingJob.create(
         config=config,
@@ -208,6 +217,7 @@ def sasi(
 
 
 def _settings(
+    preset: str,
     path: str | None,
     shots: int | None,
     architecture: str | None,
@@ -221,12 +231,21 @@ def _settings(
     polarity: str | None,
     device: str | None,
 ) -> SasiSettings:
-    """The defaults, over them the file, over that what was given as an option."""
-    from copick_cryosam.sasi.settings import SasiSettings, sasi_settings
+    """The preset, over it the file, over that what was given as an option.
 
-    settings = SasiSettings() if path is None else sasi_settings(path)
+    Of --architecture and --init one implies the other where they would not fit.
+    """
+    from copick_cryosam.sasi.settings import sasi_preset, sasi_settings
+
+    settings = sasi_preset(preset)
+    if path is not None:
+        settings = sasi_settings(path, settings)
+    if init == "embednet" and architecture is None:
+        architecture = "embednet"
+    if architecture not in (None, "embednet") and init is None:
+        init = "none"
     given: dict[str, Any] = {
-        "architecture": "embednet" if architecture is None and init == "embednet" else architecture,
+        "architecture": architecture,
         "init": init,
         "infill": {"enabled": infill},
         "consistency": {"enabled": consistency},

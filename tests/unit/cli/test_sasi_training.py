@@ -11,9 +11,9 @@ from rich.console import Console
 
 from copick_cryosam.cli.progress import TrainingDisplay
 from copick_cryosam.cli.sasi_training import _settings, sasi
-from copick_cryosam.sasi.settings import SasiSettings
+from copick_cryosam.sasi.settings import SASI_PRESETS, SasiSettings
 
-NOTHING = dict.fromkeys(inspect.signature(_settings).parameters.keys() - {"path"})
+NOTHING = dict.fromkeys(inspect.signature(_settings).parameters.keys() - {"preset", "path"})
 
 
 def default_in_help(option: str) -> str:
@@ -24,12 +24,6 @@ def default_in_help(option: str) -> str:
 def test_defaults_in_the_help_are_the_settings() -> None:
     settings = SasiSettings()
     for option, value in (
-        ("--architecture", settings.architecture),
-        ("--init", settings.init),
-        ("--infill", "infill" if settings.infill.enabled else "no-infill"),
-        ("--consistency", "consistency" if settings.consistency.enabled else "no-consistency"),
-        ("--self-supervision", settings.self_supervision.mode),
-        ("--steps", settings.training.steps),
         ("--seed", settings.training.seed),
         ("--precision", settings.training.precision),
         ("--polarity", settings.polarity),
@@ -38,12 +32,32 @@ def test_defaults_in_the_help_are_the_settings() -> None:
         assert default_in_help(option) == str(value), option
 
 
+def test_presets_are_those_offered() -> None:
+    (option,) = (p for p in sasi.params if "--preset" in p.opts)
+    assert isinstance(option.type, click.Choice)
+    assert set(option.type.choices) == set(SASI_PRESETS)
+    assert _settings("paper", None, **NOTHING) == SASI_PRESETS["paper"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "found"),
+    [
+        ("embedded", {"architecture": "deepfinder"}, ("deepfinder", "none")),
+        ("paper", {"init": "embednet"}, ("embednet", "embednet")),
+        ("embedded", {"init": "none"}, ("embednet", "none")),
+    ],
+)
+def test_architecture_and_init_fit_each_other(preset: str, given: dict[str, str], found: tuple[str, str]) -> None:
+    settings = _settings(preset, None, **{**NOTHING, **given})
+    assert (settings.architecture, settings.init) == found
+
+
 def test_options_go_over_the_file(tmp_path) -> None:
-    assert _settings(None, **NOTHING) == SasiSettings()
+    assert _settings("embedded", None, **NOTHING) == SasiSettings()
     path = tmp_path / "settings.yaml"
-    path.write_text("infill: {enabled: false, chains: 5}\ntraining: {steps: 7, batch: 3}\n", encoding="utf-8")
-    found = _settings(str(path), **{**NOTHING, "steps": 9, "consistency": False, "init": "embednet"})
-    assert (found.infill.enabled, found.infill.chains, found.consistency.enabled) == (False, 5, False)
+    path.write_text("infill: {enabled: true, chains: 5}\ntraining: {steps: 7, batch: 3}\n", encoding="utf-8")
+    found = _settings("embedded", str(path), **{**NOTHING, "steps": 9, "consistency": True, "init": "embednet"})
+    assert (found.infill.enabled, found.infill.chains, found.consistency.enabled) == (True, 5, True)
     assert (found.training.steps, found.training.batch) == (9, 3)
     assert (found.architecture, found.init) == ("embednet", "embednet")
 

@@ -32,8 +32,11 @@ class Levels(Network):
         return 20 * torch.cat([torch.zeros_like(x), x - first, 2 * x - first - second], dim=1)
 
 
+PLAIN = SasiSettings.model_validate({"architecture": "deepfinder", "init": "none", "labels": {"radius": 1.0}})
+
+
 def sasi(net: Network, inference: InferenceSettings | None = None, polarity="light") -> Sasi:
-    model = SasiModel(network=net, settings=SasiSettings(), classes=CLASSES, voxel_spacing=10.0, polarity=polarity)
+    model = SasiModel(network=net, settings=PLAIN, classes=CLASSES, voxel_spacing=10.0, polarity=polarity)
     return Sasi(model, CPU, inference)
 
 
@@ -79,7 +82,7 @@ def test_dark_particles():
 
 def test_the_result_does_not_depend_on_the_batch():
     volume, _ = spheres((16, 17, 30), *BALLS[:1])
-    net = load_network(SasiSettings(window=12), len(CLASSES))
+    net = load_network(SasiSettings(architecture="deepfinder", init="none", window=12), len(CLASSES))
     one, many = (sasi(net, InferenceSettings(batch=batch, min_size=0)).detect(volume) for batch in (1, 5))
     assert one.labels.any()  # or the test could not fail
     assert np.array_equal(one.labels, many.labels)
@@ -123,7 +126,9 @@ def test_volumes_and_nets_that_give_nothing_usable():
 
 
 def test_a_saved_detector_finds_the_same(tmp_path):
-    settings = SasiSettings.model_validate({"window": 12, "inference": {"min_size": 0.01}})
+    settings = SasiSettings.model_validate(
+        {"architecture": "deepfinder", "init": "none", "window": 12, "inference": {"min_size": 0.01}}
+    )
     model = SasiModel(
         network=load_network(settings, 2), settings=settings, classes=CLASSES, voxel_spacing=10.0, polarity="dark"
     )

@@ -26,7 +26,15 @@ CLASSES = (ParticleClass(name="ribosome", radius_vox=6.0), ParticleClass(name="p
 
 
 def a_model(seed: int = 0, **changes) -> SasiModel:
-    settings = SasiSettings.model_validate({"training": {"seed": seed}, "inference": {"min_size": 0.5}})
+    settings = SasiSettings.model_validate(
+        {
+            "architecture": "deepfinder",
+            "init": "none",
+            "labels": {"radius": 1.0},
+            "training": {"seed": seed},
+            "inference": {"min_size": 0.5},
+        }
+    )
     fields = {
         "network": load_network(settings, len(CLASSES)),
         "settings": settings,

@@ -11,7 +11,7 @@ EVERY = ["deepfinder", "embednet"]  # MONAI's is slow to import and has a file o
 
 
 def _settings(name: str, **more: object) -> SasiSettings:
-    return SasiSettings.model_validate({"architecture": name, **more})
+    return SasiSettings.model_validate({"architecture": name, "init": "none", **more})
 
 
 def test_deepfinder_has_the_published_number_of_parameters() -> None:

@@ -26,7 +26,7 @@ def test_a_file_and_a_mapping_change_only_what_they_name(tmp_path: Path) -> None
         ({"infill": {"chain": 3}}, "infill.chain", "chains"),
         ({"training": {"steps": 0}}, "training.steps", ""),
         ({"architecture": "unet"}, "architecture", "deepfinder"),
-        ({"init": "embednet"}, "init embednet", "architecture"),
+        ({"architecture": "deepfinder"}, "init embednet", "architecture"),
         ({"loss": {"dice": 0, "focal": 0}}, "loss", "above 0"),
     ],
 )

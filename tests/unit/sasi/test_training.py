@@ -13,7 +13,7 @@ import torch
 from copick_cryosam.errors import DataError, InputError
 from copick_cryosam.sasi import checkpoint as saved
 from copick_cryosam.sasi.points import LabelledPoints, ParticleClass, TrainingTomogram
-from copick_cryosam.sasi.settings import SasiSettings, sasi_settings
+from copick_cryosam.sasi.settings import SASI_PRESETS, SasiSettings, sasi_settings
 from copick_cryosam.sasi.training import Trained, train
 from copick_cryosam.types import VoxelPoints
 
@@ -49,7 +49,8 @@ def settings(**training: Any) -> SasiSettings:
         "held_out_from": 4,
         **training,
     }
-    return sasi_settings({"window": 8, "training": plan, "self_supervision": {"mode": "iss", "steps": 2}})
+    over = {"window": 8, "training": plan, "self_supervision": {"mode": "iss", "steps": 2}}
+    return sasi_settings(over, SASI_PRESETS["paper"])
 
 
 def weights(trained: Trained) -> torch.Tensor:
@@ -130,12 +131,15 @@ def test_a_finished_training_is_not_made_again(tmp_path: Path) -> None:
 def test_it_overfits_two_windows() -> None:
     plan = sasi_settings(
         {
+            "architecture": "deepfinder",
+            "init": "none",
             "window": 16,
+            "labels": {"radius": 1.0},
             "augment": {"shift": 0, "rotation": "none", "flip": False},
             "infill": {"enabled": False},
             "consistency": {"enabled": False},
             "self_supervision": {"mode": "none"},
-            "training": {"steps": 80, "batch": 2, "held_out": 0, "precision": "fp32", "check_every": 20},
+            "training": {"steps": 80, "batch": 2, "anywhere": 0, "held_out": 0, "precision": "fp32", "check_every": 20},
         }
     )
     two = tomogram(points=2)

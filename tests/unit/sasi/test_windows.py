@@ -17,7 +17,13 @@ from copick_cryosam.sasi.windows import Cutter, cut_out
 from copick_cryosam.types import VoxelPoints
 
 CLASSES = [ParticleClass(name="a", radius_vox=2.0), ParticleClass(name="b", radius_vox=3.0)]
-PLAIN = sasi_settings({"augment": {"shift": 0, "rotation": "none", "flip": False}, "infill": {"enabled": False}})
+PLAIN = sasi_settings(
+    {
+        "augment": {"shift": 0, "rotation": "none", "flip": False},
+        "infill": {"enabled": False},
+        "training": {"anywhere": 0},
+    }
+)
 
 
 def tomogram(classes: list[int], *, weights: list[float] | None = None, seed: int = 0) -> TrainingTomogram:
@@ -88,7 +94,9 @@ def test_two_views_are_of_one_place_and_cover_the_tomogram() -> None:
 
 def test_filled_windows_keep_the_strength_of_noise_and_hold_more_labels() -> None:
     one = tomogram([1, 2] * 2)
-    filled = sasi_settings({"infill": {"enabled": True}, "augment": {"rotation": "quarter"}})
+    filled = sasi_settings(
+        {"infill": {"enabled": True}, "augment": {"rotation": "quarter"}, "training": {"anywhere": 0}}
+    )
     generator = torch.Generator().manual_seed(0)
     plain = cutter(one, sasi_settings({"infill": {"enabled": False}}, filled), 12).labelled(16, generator)
     mixed = cutter(one, filled, 12).labelled(16, generator)
@@ -127,3 +135,25 @@ def test_shots_are_drawn_by_the_seed_and_are_points_of_humans() -> None:
         choose_shots([one], CLASSES, 11, 0)
     with pytest.raises(SeedError, match="b: expected at least one point, found none"):
         choose_shots([tomogram([1])], CLASSES, None, 0)
+
+
+def test_a_share_of_the_windows_is_cut_anywhere() -> None:
+    some = sasi_settings({"training": {"anywhere": 0.5}}, PLAIN)
+    one = tomogram([1, 2])
+    one.volume[...] = np.arange(one.volume.size).reshape(one.volume.shape)
+    windows = cutter(one, some).labelled(8, torch.Generator().manual_seed(0))
+    at = np.floor(one.labelled.points.zyx + 0.5).astype(int)
+    middles = one.volume[tuple(at.T)].tolist()
+    assert sum(value in middles for value in windows.volume[:, 0, 3, 3, 3].tolist()) == 4
+
+
+def test_pasted_copies_are_whole_and_labelled() -> None:
+    pasting = sasi_settings({"infill": {"enabled": True, "mode": "paste"}, "augment": {"rotation": "quarter"}}, PLAIN)
+    one = tomogram([1, 2] * 2)
+    one.volume[...] = 0
+    at = np.stack(np.indices(one.volume.shape), axis=-1)
+    for point, number in zip(one.labelled.points.zyx, one.labelled.classes, strict=True):
+        one.volume[np.linalg.norm(at - point, axis=-1) <= CLASSES[number - 1].radius_vox] = number
+    whole = sasi_settings({"labels": {"radius": 1.0}, "augment": {"shift": 0.25}}, pasting)
+    windows = cutter(one, whole, 12).labelled(6, torch.Generator().manual_seed(0))
+    assert torch.equal(windows.volume[:, 0] > 0, windows.labels > 0)
