@@ -121,7 +121,7 @@ class TrainingSettings(_Settings):
     )
     learning_rate: float = Field(1e-3, gt=0, le=1, description="of Adam, falling to zero along a cosine")
     learned_rate: float = Field(
-        0.2, gt=0, le=1, description="init: learning rate of weights that were learned before, as a share of it"
+        1.0, gt=0, le=1, description="init: learning rate of weights that were learned before, as a share of it"
     )
     clip: float = Field(10.0, gt=0, description="gradients of a larger norm are scaled down to it")
     check_every: int = Field(50, ge=1, description="steps between two looks at the held-out points")
