@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 CODE := src tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-foundation microtubule figures clean
+.PHONY: help install demo test lint format bench bench-foundation microtubule figures sasi-table clean
 
 help:
 	@echo "make demo             simulate a small project, pick from one click, leave demo/report.html"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench            measure speed and memory"
 	@echo "make bench-foundation SAM and DINOv2 against the published code's loop, random weights"
 	@echo "make microtubule      figures on a real tomogram, where ../shared/data holds it"
+	@echo "make sasi-table       what each part of SaSi brings, into the README (hours)"
 	@echo "make figures          quality of the picks over seeds, noise and conditions, into docs/figures (a quarter of an hour)"
 	@echo "make clean            remove .venv, demo and caches"
 
@@ -68,6 +69,10 @@ microtubule: $(INSTALLED)
 	$(BIN)/python tests/e2e/microtubule.py
 
 # TEMPLATES holds density maps as MRC files of 10 Å voxels.
+sasi-table: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m copick_cryosam.pretraining.measure_sasi \
+		--templates $(TEMPLATES) --out runs/sasi --readme README.md --threads $(WORKERS)
+
 figures: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m copick_cryosam.pretraining.measure_curves \
 		--templates $(TEMPLATES) --out docs/figures --json docs/figures/curves.json \

@@ -66,13 +66,13 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, co
                 assert {path.name for path in tmp_path.iterdir()} == {"demo", "few.yaml"}
     assert len(printed) == 11
     assert "chaperone [" in capsys.readouterr().out  # what the last block prints
-    models = {"few", "deepfinder", "ladder"}
+    models = {"few", "paper", "ladder"}
     names = {f"{name}{ending}" for name in models for ending in (".safetensors", ".json")}
     assert {path.name for path in tmp_path.iterdir()} == {"demo", "few.yaml", "few.png", *names}
     records = {name: json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in models}
     few, ladder = records["few"], records["ladder"]
     assert [few["settings"]["init"], ladder["settings"]["init"]] == ["embednet", "embednet"]
-    assert records["deepfinder"]["settings"]["architecture"] == "deepfinder"
+    assert records["paper"]["settings"]["architecture"] == "deepfinder"
     mine = few["training"]["points"]
     assert {point["source"] for point in mine} == {"human"}
     beside = [point for point in ladder["training"]["points"] if point["source"] == "pseudo"]

@@ -82,22 +82,22 @@ def read(folder: Path) -> dict[Cell, dict[str, Any]]:
 def table(measured: Mapping[Cell, Mapping[str, Any]], shots: Sequence[int]) -> str:
     """F1 as mean ± standard deviation over seeds, and their number where it is not that of most, in Markdown."""
     counts = sorted(shots)
-    most = max((len(_f1(measured, variant, count)) for variant in VARIANTS for count in counts), default=0)
-    head = "| variant | " + " | ".join(f"{count} points" for count in counts) + " | minutes |"
-    lines = [head, "| --- |" + " ---: |" * (len(counts) + 1)]
+    most = max((len(_of(measured, variant, count)) for variant in VARIANTS for count in counts), default=0)
+    lines = [
+        "| variant | " + " | ".join(f"{count} points" for count in counts) + " | steps | minutes |",
+        "| --- |" + " ---: |" * (len(counts) + 2),
+    ]
     for variant in VARIANTS:
-        entries = [_entry(_f1(measured, variant, count), most) for count in counts]
-        minutes = [one["seconds"] / 60 for (name, _, _), one in measured.items() if name == variant]
-        lines.append(
-            f"| {variant} | " + " | ".join(entries) + f" | {np.mean(minutes):.1f} |"
-            if minutes
-            else f"| {variant} | " + " | ".join(entries) + " | |"
-        )
+        mine = [one for count in counts for one in _of(measured, variant, count)]
+        entries = [_entry([one["f1"] for one in _of(measured, variant, count)], most) for count in counts]
+        steps = " to ".join(str(each) for each in sorted({one["best_step"] for one in mine if "best_step" in one}))
+        minutes = f"{np.mean([one['seconds'] for one in mine]) / 60:.1f}" if mine else ""
+        lines.append(f"| {variant} | " + " | ".join(entries) + f" | {steps} | {minutes} |")
     return "\n".join(lines)
 
 
-def _f1(measured: Mapping[Cell, Mapping[str, Any]], variant: str, shots: int) -> list[float]:
-    return [one["f1"] for (name, count, _), one in measured.items() if (name, count) == (variant, shots)]
+def _of(measured: Mapping[Cell, Mapping[str, Any]], variant: str, shots: int) -> list[Mapping[str, Any]]:
+    return [one for (name, count, _), one in measured.items() if (name, count) == (variant, shots)]
 
 
 def _entry(values: Sequence[float], most: int) -> str:

@@ -110,7 +110,7 @@ class LossSettings(_Settings):
 class TrainingSettings(_Settings):
     """The supervised steps."""
 
-    steps: int = Field(400, ge=1, description="at most")
+    steps: int = Field(200, ge=1, description="at most")
     batch: int = Field(8, ge=1, le=4096, description="windows per step, the classes taking turns")
     anywhere: float = Field(
         0.25,
@@ -121,7 +121,7 @@ class TrainingSettings(_Settings):
     )
     learning_rate: float = Field(1e-3, gt=0, le=1, description="of Adam, falling to zero along a cosine")
     learned_rate: float = Field(
-        1.0, gt=0, le=1, description="init: learning rate of weights that were learned before, as a share of it"
+        0.2, gt=0, le=1, description="init: learning rate of weights that were learned before, as a share of it"
     )
     clip: float = Field(10.0, gt=0, description="gradients of a larger norm are scaled down to it")
     check_every: int = Field(50, ge=1, description="steps between two looks at the held-out points")

@@ -1,4 +1,4 @@
-"""The trunk of the embedded encoder, EmbedNet, with a head for the classes.
+"""The embedded encoder, EmbedNet, with a head for the classes.
 
 Its features have cells of 2 x 2 x 2 voxels; the logits are interpolated to voxels. EmbedNet has seen many kinds of
 particles at 10 Å per voxel: its shipped weights suit tomograms of about that voxel spacing.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from copick_cryosam.sasi.networks import Network
 from copick_cryosam.sasi.settings import SasiSettings
 from copick_cryosam.weights import load_weights
 
+_MAPS = 2
+"""Maps of EmbedNet: logits of foreground and centres."""
 _HEAD = 32
 """Channels of the head between its two convolutions."""
 _CLIP = 5.0
@@ -29,7 +32,7 @@ class EmbedNetDetector(Network):
     Parameters
     ----------
     classes : K, without the background
-    net : its embedding and maps are left out
+    net : its embedding, which tells kinds apart, and its maps of foreground and centres join the trunk's features
     frozen : keep the statistics of its batch normalisation, which a few windows would spoil, also while training
     """
 
@@ -39,13 +42,13 @@ class EmbedNetDetector(Network):
 
     def __init__(self, classes: int, net: EmbedNet, *, frozen: bool) -> None:
         super().__init__()
-        # both are heads of other tasks: parameters without gradients, and bytes in every model
-        del net.embedding, net.maps
         self.net = net
         self.frozen = frozen
         self.embedding = net.channels[3]
         self.head = nn.Sequential(
-            nn.Conv3d(net.channels[1], _HEAD, 3, padding=1), nn.ReLU(inplace=True), nn.Conv3d(_HEAD, classes + 1, 1)
+            nn.Conv3d(net.channels[1] + net.dim + _MAPS, _HEAD, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(_HEAD, classes + 1, 1),
         )
         self.train()
 
@@ -60,7 +63,10 @@ class EmbedNetDetector(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         """See `Network.forward`."""
-        logits = self.head(self.net.trunk(x.clamp(-_CLIP, _CLIP)))
+        features = self.net.trunk(x.clamp(-_CLIP, _CLIP))
+        # unit vectors, as strong together as the other features are each
+        kind = F.normalize(self.net.embedding(features), dim=1) * self.net.dim**0.5
+        logits = self.head(torch.cat([features, kind, self.net.maps(features)], dim=1))
         # cell i is centred on voxel 2 i + 0.5, which is what align_corners=False takes it for
         return F.interpolate(logits, scale_factor=STRIDE, mode="trilinear", align_corners=False)
 
@@ -74,7 +80,7 @@ class EmbedNetDetector(Network):
 
 
 def load(settings: SasiSettings, classes: int) -> EmbedNetDetector:
-    """EmbedNet's trunk, of random weights or (`init`) the shipped ones, and a head of random weights.
+    """EmbedNet, of random weights or (`init`) the shipped ones, and a head of random weights.
 
     Raises
     ------
