@@ -261,6 +261,18 @@ def test_pseudo_labels_beside_points(project: Any, train: Any, quick: Quick) -> 
     assert sum(p["source"] == "human" for p in points) == 6
 
 
+def test_a_run_whose_pseudo_labels_all_score_1_is_used(project: Any, train: Any, quick: Quick) -> None:
+    # where CryoSAM keeps its seeds alone, which are right whatever they look like
+    scored(project, [0.95, 0.2, 0.91])
+    found = project.static_root().get_run("TS_002").new_picks("ribosome", "1", "cryosam")
+    found.from_numpy(project.truth["TS_002"][:4, ::-1] * 10, scores=np.ones(4))
+    done = train("--pseudo", "ribosome:cryosam/1", "--shots", "1")
+    assert done.exit_code == 0, done.output
+    points = models.read_record(project.folder / "m").training["points"]
+    assert {p["run"] for p in points if p["source"] == "pseudo"} == {"TS_002", "TS_003"}
+    assert max(p["weight"] for p in points if p["source"] == "pseudo") < 1
+
+
 def other_spacing(project: Any) -> None:
     project.add_tomogram("TS_002", np.random.default_rng(0).normal(size=project.shape), spacing=20.0)
     (project.folder / "static/ExperimentRuns/TS_002/VoxelSpacing10.000").rename(project.folder / "gone")
@@ -291,7 +303,7 @@ TRAINING: dict[str, tuple[Change, tuple[str, ...], str]] = {
     "small volume": (
         lambda p: p.add_tomogram("TS_003", np.random.default_rng(0).normal(size=(16, 64, 72))),
         ("-r", "TS_001", "-r", "TS_003"),
-        "run TS_003: expected at least 24 voxels along each axis",
+        "run TS_003: expected at least 32 voxels along each axis",
     ),
     "NaN": (
         lambda p: p.add_tomogram("TS_002", np.full(p.shape, np.nan)),

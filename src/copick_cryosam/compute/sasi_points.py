@@ -59,6 +59,8 @@ def gather(project: Project, job: TrainingJob) -> dict[str, RunPoints]:
                 f"input URI {uri}: expected picks that a person vouches for, found scores in {scored[0]}",
                 hint="Name the sets one by one with -i, and those that a program made with --pseudo",
             )
+    for uri, sets in pseudo.items():
+        _check_scored(uri, sets)
     gathered: dict[str, RunPoints] = {}
     first: tuple[str, float] | None = None
     for run in runs:
@@ -165,11 +167,24 @@ def _labelled(
     )
 
 
+def _check_scored(uri: PicksUri, sets: _Sets) -> None:
+    """Refuse picks without scores. Only in some runs they are picks that all score 1, as where CryoSAM found no
+    particles but its seeds: such scores cannot be told from none."""
+    found = [(run, scores) for run, each in sets.items() for points, scores in each.values() if len(points)]
+    if all(scores is None for _, scores in found):
+        raise InputError(
+            f"run {found[0][0]}, pseudo-labels {uri}: expected scores that are expected precisions, 0 to 1, found none",
+            hint="Give picks of copick inference cryosam",
+        )
+
+
 def _precisions(scores: NDArray[np.float64] | None, count: int, uri: PicksUri, run: str) -> NDArray[np.float64]:
     if count == 0:
         return np.empty(0)
-    if scores is None or scores.min() < 0 or scores.max() > 1:
-        found = "none" if scores is None else f"{scores.min():g} to {scores.max():g}"
+    if scores is None:
+        return np.ones(count)  # picks that all score 1, see `_check_scored`
+    if scores.min() < 0 or scores.max() > 1:
+        found = f"{scores.min():g} to {scores.max():g}"
         raise InputError(
             f"run {run}, pseudo-labels {uri}: expected scores that are expected precisions, 0 to 1, found {found}",
             hint="Give picks of copick inference cryosam",

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from copick_cryosam.errors import InputError
 from copick_cryosam.pretraining.marked_part import around, replace_part
 from copick_cryosam.pretraining.sasi_trial import VARIANTS, DataSet, draw_data_set, run_variant
 from copick_cryosam.sasi.settings import SasiSettings, sasi_settings
@@ -33,6 +34,8 @@ MOST = 10
 """Clicks that are drawn of each kind; fewer shots are the first of these."""
 MARKS = ("<!-- sasi: begin -->", "<!-- sasi: end -->")
 """Between these lines a README holds what `--readme` writes."""
+
+_KINDS = {True: "to choose settings on", False: "that were held out"}
 
 Cell = tuple[str, int, int]
 """Variant, shots, seed."""
@@ -59,8 +62,20 @@ def measure(
     tuning: bool = False,
     processes: int = 1,
 ) -> None:
-    """Measure the cells that are not there yet, each in one process of one thread."""
+    """Measure the cells that are not there yet, each in one process of one thread.
+
+    Raises
+    ------
+    InputError
+        A cell was measured on other kinds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for cell, one in read(folder).items():
+        if one["tuning"] != tuning:
+            raise InputError(
+                f"{cell_path(folder, cell)}: expected kinds {_KINDS[tuning]}, found {_KINDS[one['tuning']]}",
+                hint="Give another folder with --out",
+            )
     left = [(folder, cell, templates, base.model_dump(mode="json"), tuning) for cell in wanted]
     left = [job for job in left if not cell_path(folder, job[1]).exists()]
     if processes == 1:
@@ -90,7 +105,7 @@ def table(measured: Mapping[Cell, Mapping[str, Any]], shots: Sequence[int]) -> s
     for variant in VARIANTS:
         mine = [one for count in counts for one in _of(measured, variant, count)]
         entries = [_entry([one["f1"] for one in _of(measured, variant, count)], most) for count in counts]
-        steps = " to ".join(str(each) for each in sorted({one["best_step"] for one in mine if "best_step" in one}))
+        steps = " to ".join(str(each) for each in sorted({one["steps"] for one in mine if "best_step" in one}))
         minutes = f"{np.mean([one['seconds'] for one in mine]) / 60:.1f}" if mine else ""
         lines.append(f"| {variant} | " + " | ".join(entries) + f" | {steps} | {minutes} |")
     return "\n".join(lines)
@@ -119,7 +134,9 @@ def _work(job: tuple[Path, Cell, Path | None, dict[str, Any], bool]) -> None:
     data = _data(templates, seed, tuning)
     began = time.perf_counter()
     found = run_variant(data, variant, shots, seed, sasi_settings(settings))
-    whole = {"variant": variant, "shots": shots, "seed": seed, "seconds": time.perf_counter() - began, **found}
+    plan = {name: settings["training"][name] for name in ("steps", "batch")}
+    whole = {"variant": variant, "shots": shots, "seed": seed, "tuning": tuning, **plan, **found}
+    whole["seconds"] = time.perf_counter() - began
     partial = cell_path(folder, cell).with_suffix(".partial")
     partial.write_text(json.dumps(whole, indent=1), encoding="utf-8")
     partial.replace(cell_path(folder, cell))

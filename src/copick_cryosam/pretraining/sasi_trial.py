@@ -17,7 +17,7 @@ import torch
 
 from copick_cryosam import evaluation
 from copick_cryosam.contrast import standardise
-from copick_cryosam.errors import SeedError
+from copick_cryosam.errors import InputError, SeedError
 from copick_cryosam.findings import Tomogram
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.conditions import REFERENCE, tomogram_under
@@ -114,6 +114,11 @@ def draw_data_set(templates: Path | None, seed: int, most: int, *, tuning: bool)
     rng = np.random.default_rng([seed, 7])
     shapes = (tuning_shapes if tuning else held_out_shapes)(templates, rng)
     shapes = [shape for shape in shapes if shape.radius < 13]
+    if len(shapes) < KINDS:
+        raise InputError(
+            f"kinds: expected at least {KINDS}, found {len(shapes)}",
+            hint="Give the folder of density maps: --templates",
+        )
     shapes = [shapes[k] for k in rng.permutation(len(shapes))[:KINDS]]
     scene = Scene(shape_zyx=SHAPE, counts=(COUNT,) * KINDS, membranes=2, filaments=1, beads=2, gap=1)
     specimens = [build(scene, shapes, rng) for _ in range(LEARNED + TESTED)]

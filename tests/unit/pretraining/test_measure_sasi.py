@@ -100,6 +100,12 @@ def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path: Path, measured: li
     assert not list((tmp_path / "cells").glob("*.partial"))
 
 
+def test_cells_of_other_kinds_are_not_taken_for_these(tmp_path: Path, measured: list[Cell]) -> None:
+    measure(tmp_path, WANTED[:1], None, SasiSettings(), tuning=True)
+    with pytest.raises(InputError, match="expected kinds that were held out, found to choose settings on"):
+        measure(tmp_path, WANTED[:1], None, SasiSettings())
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., None]:
     given = (
