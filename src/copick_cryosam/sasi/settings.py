@@ -76,8 +76,13 @@ class ConsistencySettings(_Settings):
     """Self-interpreted consistency: what is found in a transformed window is what is found, transformed."""
 
     enabled: bool = False
-    weight: float = Field(1.0, gt=0, le=100, description="of this loss beside the supervised one")
-    ramp: float = Field(0.2, ge=0, le=1, description="share of the steps over which the weight rises from 0")
+    weight: float = Field(
+        0.1,
+        gt=0,
+        le=100,
+        description="of this loss beside the supervised one; 1 keeps a net that has found nothing from finding anything",
+    )
+    ramp: float = Field(1.0, ge=0, le=1, description="share of the steps over which the weight rises from 0")
 
 
 class SelfSupervisionSettings(_Settings):
