@@ -80,7 +80,7 @@ class ConsistencySettings(_Settings):
         0.1,
         gt=0,
         le=100,
-        description="of this loss beside the supervised one; 1 keeps a net that has found nothing from finding anything",
+        description="of this loss beside the supervised one; 1 keeps a net that finds nothing from finding anything",
     )
     ramp: float = Field(1.0, ge=0, le=1, description="share of the steps over which the weight rises from 0")
 
