@@ -7,7 +7,7 @@ from copick_cryosam.errors import InputError
 from copick_cryosam.sasi.networks import load_network
 from copick_cryosam.sasi.settings import SasiSettings
 
-SETTINGS = SasiSettings(architecture="monai-unet")
+SETTINGS = SasiSettings(architecture="monai-unet", init="none")
 
 
 def test_the_net_keeps_to_the_interface_and_follows_the_seed() -> None:
