@@ -142,7 +142,7 @@ def check_place(path: str | Path, *, overwrite: bool = False) -> None:
     for each in model_paths(path):
         if each.exists() and not overwrite:
             raise OutputError(
-                f"model {each}: expected no file yet, found one", hint="Choose another name, or overwrite it"
+                f"model {each}: expected no file yet, found one", hint="Choose another name, or replace it with --overwrite"
             )
         if not each.parent.is_dir() or not os.access(each.parent, os.W_OK):
             raise OutputError(
