@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
@@ -199,7 +199,7 @@ def test_tokens_lie_where_their_patches_are():
 
 
 def assert_found(shape, centres, tolerance=4):
-    """Half a patch is 7 voxels, and each axis is known better from the views that look along it."""
+    """Half a token is 7 voxels and more, and each axis is known better from the views that look along it."""
     features = stand_in(batch=64, stride=1).encode(blobs(shape, centres, 8.0))
     similarity = features.similarity(np.array([1, 0] * 3, dtype=np.float32))
     for centre in centres:
@@ -222,9 +222,11 @@ def test_blobs_are_where_they_are_in_uneven_volumes(shape):
 
 
 @effort(max_examples=15, deadline=None)
-@given(st.tuples(*[st.integers(20, 70)] * 3), st.data())
-def test_a_blob_is_where_it_is_anywhere(shape, data):
-    assert_found(shape, [tuple(data.draw(st.integers(0, n - 1)) for n in shape)])
+@given(st.tuples(*[st.integers(20, 70)] * 3), st.tuples(*[st.floats(0, 1)] * 3))
+@example((64, 60, 64), (0.0, 0.55, 0.02))
+def test_a_blob_is_where_it_is_anywhere(shape, part):
+    """Between two tokens, at the ends of the other axes, the in-plane views leave up to half a token of 17."""
+    assert_found(shape, [tuple(round(p * (n - 1)) for p, n in zip(part, shape, strict=True))], tolerance=9)
 
 
 # --- batches, progress, memory ----------------------------------------------------------------
