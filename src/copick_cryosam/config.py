@@ -7,6 +7,7 @@ settings say *how* to pick; *what* to pick (project, tomogram, seeds) is a `Job`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -266,11 +267,16 @@ def preset(name: str) -> Settings:
     InputError
         There is no such preset; the message names the ones there are.
     """
+    return named_preset(name, PRESETS)
+
+
+def named_preset(name: str, presets: Mapping[str, AnySettings]) -> AnySettings:
+    """One of any presets; see `preset`."""
     try:
-        return PRESETS[name]
+        return presets[name]
     except KeyError:
         raise InputError(
-            f"preset: expected one of {', '.join(sorted(PRESETS))}, found {name!r}", hint="Choose one of these presets"
+            f"preset: expected one of {', '.join(sorted(presets))}, found {name!r}", hint="Choose one of these presets"
         ) from None
 
 

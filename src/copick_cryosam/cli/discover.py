@@ -14,6 +14,7 @@ from copick_utils.cli.util import add_output_option, add_tomogram_option
 
 from copick_cryosam.cli.errors import one_line_errors
 from copick_cryosam.cli.messages import print_planned_run, print_stale, report_file
+from copick_cryosam.cli.options import device_option
 
 if TYPE_CHECKING:
     from copick_cryosam.compute.discovering import Discovery, DiscoveryOptions
@@ -43,9 +44,7 @@ if TYPE_CHECKING:
     default="auto",
     help="How particles look in the tomograms; auto decides from the tomograms, or asks for it.",
 )
-@optgroup.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute; auto: a GPU if any."
-)
+@device_option("auto")
 @optgroup.group("\nOutput Options", help="Where the results go.")
 @add_output_option(
     "picks",

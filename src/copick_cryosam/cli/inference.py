@@ -18,6 +18,7 @@ from copick_utils.cli.util import add_input_option, add_output_option, add_tomog
 
 from copick_cryosam.cli.errors import one_line_errors
 from copick_cryosam.cli.messages import print_planned_run, print_stale, report_file
+from copick_cryosam.cli.options import device_option, stated
 
 if TYPE_CHECKING:
     from copick_cryosam.compute import Plan, Summary
@@ -98,9 +99,7 @@ class _PresetChoice(click.Choice[str]):
     type=click.Choice(["auto", "dark", "light"]),
     help="How particles look in the tomogram.  [default: auto, decided from the seeds]",
 )
-@optgroup.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.  [default: auto, a GPU if any]"
-)
+@device_option()
 @optgroup.group("\nOutput Options", help="Where the results go.")
 @add_output_option(
     "picks",
@@ -276,14 +275,15 @@ def _settings(
     settings = config.preset(preset)
     if settings_path is not None:
         settings = config.load_settings(settings_path, settings)
-    given: dict[str, dict[str, Any]] = {
+    given: dict[str, Any] = {
         "encoder": {"name": encoder},
         "matching": {"strategy": matching},
         "alignment": {"second_look": second_look},
         "instances": {"max_picks": max_picks, "min_precision": min_precision},
+        "polarity": polarity,
+        "device": device,
     }
-    stated: dict[str, Any] = {section: _stated(values) for section, values in given.items()}
-    settings = config.override(settings, {**stated, **_stated({"polarity": polarity, "device": device})})
+    settings = config.override(settings, stated(given))
     return settings if sam_checkpoint is None else _with_checkpoint(settings, sam_checkpoint)
 
 
@@ -304,10 +304,6 @@ def _with_checkpoint(settings: Settings, path: str) -> Settings:
         )
     checkpoint = str(Path(path).expanduser().absolute())
     return override(settings, {role: {"checkpoint": checkpoint} for role in users})
-
-
-def _stated(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _print_plan(plan: Plan) -> None:

@@ -48,16 +48,9 @@ def info() -> None:
 
 
 def _versions() -> list[tuple[str, str]]:
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
+    from copick_cryosam.versions import versions
 
-    rows = [("python", platform.python_version())]
-    for name in _PACKAGES:
-        try:
-            rows.append((name, version(name)))
-        except PackageNotFoundError:
-            rows.append((name, "not installed"))
-    return rows
+    return [(name, found or "not installed") for name, found in versions(_PACKAGES).items()]
 
 
 def _devices() -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ import click
 
 if TYPE_CHECKING:
     from copick_cryosam.compute import PlannedRun
-    from copick_cryosam.compute.discovering import PlannedDiscovery
 
 __all__ = ["print_planned_run", "print_stale", "report_file"]
 
@@ -31,7 +30,7 @@ def report_file(path: str | None, what: str = "report") -> Path | None:
     return report
 
 
-def print_planned_run(one: PlannedRun | PlannedDiscovery) -> None:
+def print_planned_run(one: PlannedRun) -> None:
     """A run of a dry run: its tomogram and what would be done, or why it cannot be opened."""
     if one.grid is None:
         click.echo(f"Error: {one.run}: {' '.join(str(one.error).split())}", err=True)

@@ -13,6 +13,7 @@ from copick.cli.util import add_config_option, add_debug_option, add_run_names_o
 from copick_utils.cli.util import add_input_option, add_tomogram_option
 
 from copick_cryosam.cli.errors import one_line_errors
+from copick_cryosam.cli.options import device_option
 
 if TYPE_CHECKING:
     from copick_cryosam.compute.embedding import PlannedEmbedding
@@ -42,9 +43,7 @@ if TYPE_CHECKING:
 @optgroup.option(
     "--encoder", metavar="NAME", help="Encoder with features on one grid: embednet.  [default: the preset's]"
 )
-@optgroup.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute; auto: a GPU if any."
-)
+@device_option("auto")
 @optgroup.group("\nOutput Options", help="What is stored.")
 @optgroup.option("--overwrite/--no-overwrite", default=False, help="Embed again what is stored already.")
 @optgroup.option("--dry-run", is_flag=True, help="Show the runs; write nothing.")

@@ -14,6 +14,7 @@ from copick_utils.cli.util import add_output_option, add_tomogram_option
 
 from copick_cryosam.cli.errors import one_line_errors
 from copick_cryosam.cli.messages import print_planned_run, print_stale
+from copick_cryosam.cli.options import device_option
 
 if TYPE_CHECKING:
     from copick_cryosam.compute import Summary
@@ -45,9 +46,7 @@ if TYPE_CHECKING:
     "--min-score", type=float, metavar="P", help="Leave out particles of a lower mean probability, 0 to 1."
 )
 @optgroup.option("--batch", type=int, metavar="N", help="Windows in one call; fewer need less memory.")
-@optgroup.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute; auto: a GPU if any."
-)
+@device_option("auto")
 @optgroup.group("\nOutput Options", help="Where the results go.")
 @optgroup.option(
     "--output",

@@ -16,6 +16,7 @@ from copick.cli.util import add_config_option, add_debug_option, add_run_names_o
 from copick_utils.cli.util import add_tomogram_option
 
 from copick_cryosam.cli.errors import one_line_errors
+from copick_cryosam.cli.options import device_option, stated
 
 if TYPE_CHECKING:
     from copick_cryosam.compute.sasi_training import Learned, LearnedFrom
@@ -103,9 +104,7 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "dark", "light"]),
     help="How particles look in the tomograms.  [default: auto, decided from the points]",
 )
-@optgroup.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.  [default: auto, a GPU if any]"
-)
+@device_option()
 @optgroup.group("\nOutput Options", help="Where the model goes.")
 @optgroup.option(
     "--output",
@@ -254,12 +253,7 @@ def _settings(
         "polarity": polarity,
         "device": device,
     }
-    return sasi_settings(_stated(given), settings)
-
-
-def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
-    nested = {name: _stated(value) if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: value for name, value in nested.items() if value is not None}
+    return sasi_settings(stated(given), settings)
 
 
 def _curve_file(path: str | None) -> Path | None:

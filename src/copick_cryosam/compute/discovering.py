@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from copick_cryosam.compute.faults import detached, naming
 from copick_cryosam.compute.outcomes import Listener, Outcome, Summary
+from copick_cryosam.compute.planning import PlannedRun
+from copick_cryosam.compute.request import state_of
 from copick_cryosam.config import Settings, override
 from copick_cryosam.errors import CryosamError, InputError, NotFoundError, OutputError
 from copick_cryosam.io.discover_job import REST, DiscoverJob
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from copick_cryosam.discovery import Detections
     from copick_cryosam.pipeline import CryoSAM
 
-__all__ = ["Discovered", "Discovery", "DiscoveryOptions", "PlannedDiscovery", "plan_discovery", "run_discovery"]
+__all__ = ["Discovered", "Discovery", "DiscoveryOptions", "plan_discovery", "run_discovery"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,18 +90,7 @@ class Discovery:
         return {**counts, REST: int((labels == 0).sum())}
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PlannedDiscovery:
-    """One run: its tomogram, or why it cannot be opened; what is there of its results."""
-
-    run: str
-    state: str
-    pending: bool
-    grid: Grid | None = None
-    error: CryosamError | None = None
-
-
-def plan_discovery(job: DiscoverJob, settings: Settings, options: DiscoveryOptions) -> list[PlannedDiscovery]:
+def plan_discovery(job: DiscoverJob, settings: Settings, options: DiscoveryOptions) -> list[PlannedRun]:
     """What `run_discovery` would do. Nothing is written and no voxel is read.
 
     Raises
@@ -114,9 +105,9 @@ def plan_discovery(job: DiscoverJob, settings: Settings, options: DiscoveryOptio
         try:
             grid = work.project.tomogram(run, job.tomogram).grid
         except CryosamError as error:
-            planned.append(PlannedDiscovery(run=run, state=state, pending=pending, error=error))
+            planned.append(PlannedRun(run=run, state=state, pending=pending, error=error))
         else:
-            planned.append(PlannedDiscovery(run=run, state=state, pending=pending, grid=grid))
+            planned.append(PlannedRun(run=run, state=state, pending=pending, grid=grid))
     return planned
 
 
@@ -164,7 +155,7 @@ class _Work:
             "max_picks": options.max_picks,
             "runs": sorted(self.runs),
         }
-        self.states = {run: self._state(run) for run in self.runs}
+        self.states = {run: state_of(self.writer, run, self.asked) for run in self.runs}
         every = all(state.done for state in self.states.values())
         self.pending = () if every and not job.overwrite else self.runs
         self.models: dict[str, str] = {}
@@ -290,15 +281,6 @@ class _Work:
             sets[cluster] = PicksSet(points=AngstromPoints(points[mine]), scores=one.found.probability[mine])
         result = {"polarity": self.polarity, "clusters": len(clusters) - 1}
         self.writer.write_sets(run, sets, one.grid, {**self.asked, "models": self.models, "result": result})
-
-    def _state(self, run: str) -> OutputState:
-        """Compared by what was asked: models and results are not known before the work."""
-        state = self.writer.state(run, {})
-        if not state.done:
-            return state
-        stored = (self.writer.record(run) or {}).get("parameters", {})
-        same = stored.get("job") == self.job.identity() and all(stored.get(k) == v for k, v in self.asked.items())
-        return OutputState.FINISHED if same else OutputState.STALE
 
     def _failed(self, run: str, error: CryosamError, began: float) -> Outcome:
         logger.debug("run %s failed", run, exc_info=error)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from copick_cryosam.compute.averages import Averages
 from copick_cryosam.compute.estimating import estimate
 from copick_cryosam.compute.models import named_models
-from copick_cryosam.compute.request import asked_for, is_stale
+from copick_cryosam.compute.request import asked_for, state_of
 from copick_cryosam.config import Settings
 from copick_cryosam.errors import CryosamError
 from copick_cryosam.io.features import check_encoder
 from copick_cryosam.io.job import Job
 from copick_cryosam.io.project import open_project
-from copick_cryosam.io.writing import OutputState, Writer
+from copick_cryosam.io.writing import Writer
 from copick_cryosam.types import Grid
 
 __all__ = ["Plan", "PlannedRun", "plan"]
@@ -111,10 +111,8 @@ def plan(job: Job, settings: Settings) -> Plan:
         shown["segmenter"] = load_segmenter(settings.segmenter, device).signature
     planned = []
     for run in runs:
-        state = writer.state(run, {})
+        state = state_of(writer, run, asked)
         pending = job.overwrite or not state.done
-        if state.done:
-            state = OutputState.STALE if is_stale(writer.record(run), job, asked) else OutputState.FINISHED
         try:
             grid = project.tomogram(run, job.tomogram).grid
         except CryosamError as error:

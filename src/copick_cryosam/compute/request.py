@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from copick_cryosam.config import Settings
+from copick_cryosam.io.discover_job import DiscoverJob
 from copick_cryosam.io.job import Job
 from copick_cryosam.io.project import Seeds
+from copick_cryosam.io.sasi_job import DetectionJob
+from copick_cryosam.io.writing import OutputState, Writer
 from copick_cryosam.types import AngstromPoints
 
-__all__ = ["asked_for", "is_stale"]
+__all__ = ["asked_for", "is_stale", "state_of"]
 
 
 def asked_for(settings: Settings, seeds: Seeds) -> dict[str, Any]:
@@ -23,7 +26,21 @@ def asked_for(settings: Settings, seeds: Seeds) -> dict[str, Any]:
     }
 
 
-def is_stale(record: Mapping[str, Any] | None, job: Job, asked: Mapping[str, Any]) -> bool:
+def state_of(writer: Writer, run: str, asked: Mapping[str, Any]) -> OutputState:
+    """What is there of a run's results, compared by what was asked: models and results are not known before the work.
+
+    Raises
+    ------
+    OutputError
+        See `Writer.state`.
+    """
+    state = writer.state(run, {})
+    if not state.done:
+        return state
+    return OutputState.STALE if is_stale(writer.record(run), writer.job, asked) else OutputState.FINISHED
+
+
+def is_stale(record: Mapping[str, Any] | None, job: Job | DiscoverJob | DetectionJob, asked: Mapping[str, Any]) -> bool:
     """Whether a finished run was made for another job, or with other settings or seeds than those asked for."""
     parameters = {} if record is None else record.get("parameters", {})
     return parameters.get("job") != job.identity() or any(parameters.get(key) != asked[key] for key in asked)

@@ -12,6 +12,7 @@ import numpy as np
 from copick_cryosam.compute.faults import detached, naming
 from copick_cryosam.compute.outcomes import Listener, Outcome, Summary
 from copick_cryosam.compute.planning import PlannedRun
+from copick_cryosam.compute.request import state_of
 from copick_cryosam.config import Device, override
 from copick_cryosam.errors import CryosamError, NotFoundError
 from copick_cryosam.io.project import open_project
@@ -133,7 +134,7 @@ class _Work:
             },
             "inference": self.settings.inference.model_dump(mode="json", exclude={"batch"}),
         }
-        self.states = {run: self._state(run) for run in self.runs}
+        self.states = {run: state_of(self.writer, run, self.asked) for run in self.runs}
         self.pending = tuple(run for run in self.runs if job.overwrite or not self.states[run].done)
 
     def clean(self) -> None:
@@ -197,12 +198,3 @@ class _Work:
         parameters = {**self.asked, "device": str(self.device), "result": result}
         self.writer.write_detections(run, picks, found.labels, grid, parameters)
         return sum(counts.values())
-
-    def _state(self, run: str) -> OutputState:
-        """Compared by what was asked: counts are not known before the work."""
-        state = self.writer.state(run, {})
-        if not state.done:
-            return state
-        stored = (self.writer.record(run) or {}).get("parameters", {})
-        same = stored.get("job") == self.job.identity() and all(stored.get(k) == v for k, v in self.asked.items())
-        return OutputState.FINISHED if same else OutputState.STALE

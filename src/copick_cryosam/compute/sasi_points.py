@@ -15,13 +15,18 @@ from copick_cryosam.io.job import PicksUri, same_spacing
 from copick_cryosam.io.picks import ScoredPicks, read_sets
 from copick_cryosam.io.project import Project
 from copick_cryosam.io.sasi_job import TrainingJob
-from copick_cryosam.sasi.points import LabelledPoints, ParticleClass, TrainingTomogram, choose_shots
+from copick_cryosam.sasi.points import (
+    MOST_PSEUDO,
+    LabelledPoints,
+    ParticleClass,
+    TrainingTomogram,
+    choose_shots,
+    with_pseudo,
+)
 from copick_cryosam.types import Grid, VoxelPoints
 
 __all__ = ["RunPoints", "gather", "recorded", "select"]
 
-_MACHINE = 0.999
-"""Greatest weight of a pseudo-label: only what a person vouches for weighs 1."""
 _UNREAD = np.empty((0, 0, 0), dtype=np.float32)
 
 
@@ -97,7 +102,7 @@ def select(
     """
     unread = [TrainingTomogram(name=run, volume=_UNREAD, labelled=one.human) for run, one in gathered.items()]
     return [
-        replace(one, labelled=_with_pseudo(one.labelled, gathered[one.name].pseudo, classes))
+        replace(one, labelled=with_pseudo(one.labelled, gathered[one.name].pseudo, classes))
         for one in choose_shots(unread, classes, shots, seed)
     ]
 
@@ -156,7 +161,7 @@ def _labelled(
             weight = _precisions(scores, len(where), uri, run)
         kept = weight >= (0 if least is None else least)
         points.append(where.zyx[kept])
-        weights.append(weight[kept] if least is None else np.minimum(weight[kept], _MACHINE))
+        weights.append(weight[kept] if least is None else np.minimum(weight[kept], MOST_PSEUDO))
         classes.append(np.full(int(kept.sum()), job.objects.index(uri.object_name) + 1, dtype=np.int64))
         origins += [str(uri)] * int(kept.sum())
     return LabelledPoints(
@@ -190,23 +195,3 @@ def _precisions(scores: NDArray[np.float64] | None, count: int, uri: PicksUri, r
             hint="Give picks of copick inference cryosam",
         )
     return scores
-
-
-def _with_pseudo(human: LabelledPoints, pseudo: LabelledPoints, classes: Sequence[ParticleClass]) -> LabelledPoints:
-    radii = np.array([one.radius_vox for one in classes])
-    points, radius = list(human.points.zyx), list(radii[human.classes - 1])
-    kept = []
-    for index in np.argsort(-pseudo.weights, kind="stable"):
-        here, mine = pseudo.points.zyx[index], radii[pseudo.classes[index] - 1]
-        if points and bool((np.linalg.norm(np.array(points) - here, axis=1) <= np.maximum(radius, mine)).any()):
-            continue
-        points.append(here)
-        radius.append(mine)
-        kept.append(int(index))
-    added = pseudo.only(np.array(sorted(kept), dtype=np.int64))
-    return LabelledPoints(
-        points=VoxelPoints(np.concatenate([human.points.zyx, added.points.zyx])),
-        classes=np.concatenate([human.classes, added.classes]),
-        weights=np.concatenate([human.weights, added.weights]),
-        origins=(*human.origins, *added.origins),
-    )

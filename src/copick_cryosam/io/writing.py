@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from copick_cryosam.io.project import Project
 from copick_cryosam.io.sasi_job import DetectionJob
 from copick_cryosam.io.storage import delete_file, read_json, reason, storage_errors, try_writing, write_json
 from copick_cryosam.types import AngstromPoints, Grid, Instance, centroids, paint
+from copick_cryosam.versions import versions
 
 __all__ = ["OutputState", "Writer", "outputs_of"]
 
@@ -159,12 +158,7 @@ class Writer:
             spacing is not the tomogram's; or the storage fails. Whatever was written by then is removed, as it
             is on any other exception, KeyboardInterrupt included.
         """
-        state = self.state(run, parameters)
-        if state.done and not self.job.overwrite:
-            raise OutputError(
-                f"run {run}: expected no output yet, found finished results at {self.job.output}",
-                hint="Replace them with --overwrite, or write to another session",
-            )
+        self._refuse_finished(run, parameters)
         masks = self.job.output_segmentation
         asked = None if masks is None else masks.voxel_spacing
         if asked is not None and not same_spacing(asked, grid.voxel_spacing):
@@ -184,6 +178,13 @@ class Writer:
             return self._write(run, ordered, positions, scores, grid, parameters)
         except storage_errors() as error:
             raise self._failed(run, error) from None
+
+    def _refuse_finished(self, run: str, parameters: Mapping[str, Any]) -> None:
+        if self.state(run, parameters).done and not self.job.overwrite:
+            raise OutputError(
+                f"run {run}: expected no output yet, found finished results at {self.job.output}",
+                hint="Replace them with --overwrite, or write to another session",
+            )
 
     def record(self, run: str) -> dict[str, Any] | None:
         """The completion record of a run; None where there is none or it is damaged."""
@@ -289,7 +290,7 @@ class Writer:
             "grid": {"shape_zyx": list(grid.shape_zyx), "voxel_spacing": grid.voxel_spacing},
             "parameters": everything,
             "parameters_sha256": _digest(everything),
-            "versions": _versions(),
+            "versions": {name: found or "not installed" for name, found in versions(_PACKAGES).items()},
         }
         write_json(self.project.run(run).fs_overlay, self._path(run, "record"), content)
 
@@ -407,13 +408,3 @@ def outputs_of(content: Mapping[str, Any] | None) -> list[str]:
 
 def _digest(parameters: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parameters, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.errors import InputError, OutputError
+from copick_cryosam.errors import InputError
 from copick_cryosam.io.job import same_spacing
 from copick_cryosam.io.project import Project
 from copick_cryosam.io.sasi_job import DetectionJob
@@ -80,12 +80,7 @@ class DetectionsWriter(SeveralWriter):
             See `Writer.state`; finished results exist and overwriting was not asked for; or the storage fails.
             Whatever was written by then is removed, as it is on any other exception.
         """
-        state = self.state(run, parameters)
-        if state.done and not self.job.overwrite:
-            raise OutputError(
-                f"run {run}: expected no output yet, found finished results at {self.job.output}",
-                hint="Replace them with --overwrite, or write to another session",
-            )
+        self._refuse_finished(run, parameters)
         outputs = self._output_names(grid)
         writing = {
             name: partial(self._write_set, run, self.detections.set_of(one), picks[one], grid)

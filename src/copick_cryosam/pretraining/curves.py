@@ -34,7 +34,7 @@ from copick_cryosam.pretraining.conditions import (
     tomogram_under,
 )
 from copick_cryosam.pretraining.exam import Clicks, Exam, draw_clicks
-from copick_cryosam.pretraining.ranking import Ranked, gather, rank, segment_seeds
+from copick_cryosam.pretraining.ranking import NOTHING, Ranked, gather, rank, segment_seeds
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import Scene, Specimen, build, centres_inside
 from copick_cryosam.pretraining.validate import held_out_shapes, tuning_shapes
@@ -193,7 +193,7 @@ def score_view(
             grid=grid,
         )
         ranked = _search(model, tomograms, clicks, at, instances, count, radius)
-        own, _ = exam.score([(VoxelPoints(r.points.zyx[: r.kept]), r.score[: r.kept]) for r in ranked])
+        own, _ = exam.score([r.picks for r in ranked])
         everything, kept = exam.score([(r.points, r.score) for r in ranked])
         scores = {"f1": exam.f1(own), "best": exam.best_f1(everything)}
         scores |= {"baseline_f1": float("nan"), "baseline_best": float("nan")}
@@ -244,8 +244,7 @@ def _search(
         found = gather(model, tomogram, [one for _, one in some], points, radius)
         seeded += [] if found is None else [found]
     if not seeded:
-        empty = np.zeros(0)
-        return [Ranked(points=VoxelPoints(empty), score=empty, expected_precision=empty, kept=0) for _ in tomograms]
+        return [NOTHING for _ in tomograms]
     query = model.query(seeded)
     return [rank(model, one, query, seeded, radius) for one in tomograms]
 

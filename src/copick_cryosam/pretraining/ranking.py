@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from copick_cryosam.errors import SeedError
 from copick_cryosam.findings import Seeded, Tomogram
 from copick_cryosam.matching import Query
@@ -31,6 +33,15 @@ class Ranked:
     score: FloatArray
     expected_precision: FloatArray
     kept: int
+
+    @property
+    def picks(self) -> tuple[VoxelPoints, FloatArray]:
+        """What the program keeps: where, and the scores."""
+        return VoxelPoints(self.points.zyx[: self.kept]), self.score[: self.kept]
+
+
+NOTHING = Ranked(points=VoxelPoints(np.zeros(0)), score=np.zeros(0), expected_precision=np.zeros(0), kept=0)
+"""Where no seed has a mask."""
 
 
 def segment_seeds(model: CryoSAM, tomogram: Tomogram, seeds: VoxelPoints, radius_vox: float) -> list[Instance]:

@@ -18,15 +18,16 @@ import torch
 from copick_cryosam import evaluation
 from copick_cryosam.contrast import standardise
 from copick_cryosam.errors import InputError, SeedError
-from copick_cryosam.findings import Tomogram
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.conditions import REFERENCE, tomogram_under
+from copick_cryosam.pretraining.exam import JITTER
+from copick_cryosam.pretraining.ranking import NOTHING, Ranked, rank
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import Scene, build, centres_inside
 from copick_cryosam.pretraining.validate import held_out_shapes, tuning_shapes
 from copick_cryosam.sasi.inference import Sasi
 from copick_cryosam.sasi.model import SasiModel
-from copick_cryosam.sasi.points import LabelledPoints, ParticleClass, TrainingTomogram
+from copick_cryosam.sasi.points import MOST_PSEUDO, LabelledPoints, ParticleClass, TrainingTomogram, with_pseudo
 from copick_cryosam.sasi.settings import SasiSettings, sasi_settings
 from copick_cryosam.sasi.training import train
 from copick_cryosam.types import FloatArray, Grid, VoxelPoints, centroids
@@ -37,8 +38,6 @@ COUNT = 12
 KINDS = 4
 LEARNED, TESTED = 2, 2
 """Tomograms with points, and tomograms that are searched."""
-JITTER = 0.15
-"""Standard deviation of a click from the true centre on each axis, in radii."""
 MIN_PRECISION = 0.8
 """Expected precision that a pick of CryoSAM needs to become a pseudo-label."""
 
@@ -147,7 +146,7 @@ def run_variant(data: DataSet, variant: str, shots: int, seed: int, base: SasiSe
     over = VARIANTS[variant]
     if over is None:
         found = _search(data, CryoSAM.from_preset("embedded", device="cpu"), shots, tested=True)
-        return _scored(data, [[(points, score) for points, score, _ in each] for each in found])
+        return _scored(data, [[one.picks for one in each] for each in found])
     settings = sasi_settings({**over, "training": {"seed": seed}}, base)
     tomograms = data.labelled(shots)
     if variant == "ladder":
@@ -193,14 +192,11 @@ def _scored(data: DataSet, picks: Sequence[Sequence[tuple[VoxelPoints, FloatArra
     return means | {"kinds": kinds}
 
 
-Ranked = tuple[VoxelPoints, FloatArray, FloatArray]
-"""Picks that CryoSAM keeps: where, their scores, their expected precision."""
-
-
 def _search(data: DataSet, model: CryoSAM, shots: int, *, tested: bool) -> list[list[Ranked]]:
-    """What CryoSAM keeps of each kind from the same points, in the searched tomograms or in those with points."""
-    opened = [model.open(volume, None, 8.0, polarity="light", voxel_spacing=10.0) for volume in data.volumes]
-    wanted = opened[LEARNED:] if tested else opened[:LEARNED]
+    """Proposals of each kind from the same points, in the searched tomograms or in those with points."""
+    seen = data.volumes if tested else data.volumes[:LEARNED]
+    opened = [model.open(volume, None, 8.0, polarity="light", voxel_spacing=10.0) for volume in seen]
+    wanted = opened[LEARNED:] if tested else opened
     found: list[list[Ranked]] = [[] for _ in wanted]
     for kind, shape in enumerate(data.shapes):
         seeded = []
@@ -213,49 +209,29 @@ def _search(data: DataSet, model: CryoSAM, shots: int, *, tested: bool) -> list[
                     continue
         query = model.query(seeded) if seeded else None
         for each, tomogram in zip(found, wanted, strict=True):
-            each.append(_NOTHING if query is None else _kept(model, tomogram, query, seeded, shape.radius))
+            each.append(NOTHING if query is None else rank(model, tomogram, query, seeded, shape.radius))
     return found
 
 
-def _kept(model: CryoSAM, tomogram: Tomogram, query: Any, seeded: Sequence[Any], radius: float) -> Ranked:
-    ranked = model.rank(tomogram, query, seeded, radius)
-    best = ranked.proposals[: ranked.calibration.kept]
-    return best.points, best.score, ranked.calibration.expected_precision[: len(best)]
-
-
 def _with_pseudo(data: DataSet, tomograms: Sequence[TrainingTomogram], shots: int) -> list[TrainingTomogram]:
-    """CryoSAM's sure picks in the tomograms with points join these, best first, none within a radius of a point."""
+    """CryoSAM's sure picks in the tomograms with points join these."""
     found = _search(data, CryoSAM.from_preset("embedded", device="cpu"), shots, tested=False)
-    joined = []
-    for one, each in zip(tomograms, found, strict=True):
-        candidates = sorted(
-            (
-                (float(p), kind + 1, at)
-                for kind, (points, _, precision) in enumerate(each)
-                for at, p in zip(points.zyx, precision, strict=True)
-                if p >= MIN_PRECISION
-            ),
-            key=lambda candidate: -candidate[0],
-        )
-        places, numbers, weights = list(one.labelled.points.zyx), list(one.labelled.classes), list(one.labelled.weights)
-        for p, number, at in candidates:
-            radii = [max(data.shapes[n - 1].radius, data.shapes[number - 1].radius) for n in numbers]
-            if all(np.linalg.norm(at - place) > radius for place, radius in zip(places, radii, strict=True)):
-                places.append(at)
-                numbers.append(number)
-                weights.append(min(p, 0.999))
-        joined.append(
-            replace(
-                one,
-                labelled=LabelledPoints(
-                    points=VoxelPoints(np.array(places).reshape(-1, 3)),
-                    classes=np.array(numbers, dtype=np.int64),
-                    weights=np.array(weights),
-                    origins=("click",) * len(one.labelled) + ("CryoSAM",) * (len(places) - len(one.labelled)),
-                ),
-            )
-        )
-    return joined
+    return [
+        replace(one, labelled=with_pseudo(one.labelled, _sure(each), data.classes))
+        for one, each in zip(tomograms, found, strict=True)
+    ]
 
 
-_NOTHING: Ranked = (VoxelPoints(np.empty((0, 3))), np.empty(0), np.empty(0))
+def _sure(found: Sequence[Ranked]) -> LabelledPoints:
+    """Picks of all kinds in one tomogram that may become labels, best first."""
+    points = np.concatenate([one.picks[0].zyx for one in found])
+    precision = np.concatenate([one.expected_precision[: one.kept] for one in found])
+    classes = np.repeat(np.arange(1, len(found) + 1), [one.kept for one in found])
+    order = np.argsort(-precision, kind="stable")
+    order = order[precision[order] >= MIN_PRECISION]
+    return LabelledPoints(
+        points=VoxelPoints(points[order]),
+        classes=classes[order],
+        weights=np.minimum(precision[order], MOST_PSEUDO),
+        origins=("CryoSAM",) * len(order),
+    )

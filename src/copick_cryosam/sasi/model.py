@@ -12,10 +12,8 @@ import hashlib
 import json
 import math
 import os
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from copick_cryosam.errors import DataError, InputError, NotFoundError, OutputError
+from copick_cryosam.sasi.labels import sphere_radius
 from copick_cryosam.sasi.networks import Network, load_network
 from copick_cryosam.sasi.points import ParticleClass
 from copick_cryosam.sasi.settings import SasiSettings
+from copick_cryosam.versions import versions
 
 __all__ = [
     "SasiModel",
@@ -45,6 +45,7 @@ MOST_CLASSES = 255
 """Labels are kept in 8 bits, and 0 is background."""
 
 _HEADER = "copick-cryosam-sasi"
+_PACKAGES = ("copick-cryosam", "torch", "numpy", "monai")
 _ENDINGS = (".safetensors", ".json")
 
 
@@ -90,7 +91,7 @@ class SasiModel:
 
     def label_radius(self, one: ParticleClass) -> float:
         """Radius of the sphere that stood for a particle of a class in training, voxels."""
-        return max(self.settings.labels.min_radius, self.settings.labels.radius * one.radius_vox)
+        return sphere_radius(one, self.settings.labels)
 
 
 class _Record(BaseModel):
@@ -142,7 +143,8 @@ def check_place(path: str | Path, *, overwrite: bool = False) -> None:
     for each in model_paths(path):
         if each.exists() and not overwrite:
             raise OutputError(
-                f"model {each}: expected no file yet, found one", hint="Choose another name, or replace it with --overwrite"
+                f"model {each}: expected no file yet, found one",
+                hint="Choose another name, or replace it with --overwrite",
             )
         if not each.parent.is_dir() or not os.access(each.parent, os.W_OK):
             raise OutputError(
@@ -256,17 +258,9 @@ def _record(model: SasiModel, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "polarity": model.polarity,
         "settings": model.settings.model_dump(mode="json"),
         "training": dict(model.training),
-        "versions": _versions(),
+        "versions": {name: found for name, found in versions(_PACKAGES).items() if found is not None},
         "sha256": tensor_hash(tensors),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("copick-cryosam", "torch", "numpy", "monai"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 @contextlib.contextmanager

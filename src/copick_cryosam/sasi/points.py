@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from copick_cryosam.errors import SeedError
 from copick_cryosam.types import FloatArray, VoxelPoints
 
+MOST_PSEUDO = 0.999
+"""Greatest weight of a pseudo-label: only what a person vouches for weighs 1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParticleClass:
@@ -110,3 +113,25 @@ def choose_shots(
         replace(tomogram, labelled=tomogram.labelled.only(np.array(sorted(some), dtype=np.int64)))
         for tomogram, some in zip(tomograms, kept, strict=True)
     ]
+
+
+def with_pseudo(human: LabelledPoints, pseudo: LabelledPoints, classes: Sequence[ParticleClass]) -> LabelledPoints:
+    """Pseudo-labels beside what humans vouch for: the best first, each where no particle within one radius, of the
+    larger of the two, has a point yet."""
+    radii = np.array([one.radius_vox for one in classes])
+    points, radius = list(human.points.zyx), list(radii[human.classes - 1])
+    kept = []
+    for index in np.argsort(-pseudo.weights, kind="stable"):
+        here, mine = pseudo.points.zyx[index], radii[pseudo.classes[index] - 1]
+        if points and bool((np.linalg.norm(np.array(points) - here, axis=1) <= np.maximum(radius, mine)).any()):
+            continue
+        points.append(here)
+        radius.append(mine)
+        kept.append(int(index))
+    added = pseudo.only(np.array(sorted(kept), dtype=np.int64))
+    return LabelledPoints(
+        points=VoxelPoints(np.concatenate([human.points.zyx, added.points.zyx])),
+        classes=np.concatenate([human.classes, added.classes]),
+        weights=np.concatenate([human.weights, added.weights]),
+        origins=(*human.origins, *added.origins),
+    )

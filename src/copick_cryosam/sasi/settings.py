@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from copick_cryosam.config import Device, Polarity, Precision, load_settings, override
-from copick_cryosam.errors import InputError
+from copick_cryosam.config import Device, Polarity, Precision, load_settings, named_preset, override
 
 
 class _Settings(BaseModel):
@@ -221,12 +220,7 @@ def sasi_preset(name: str) -> SasiSettings:
     InputError
         There is no such preset; the message names the ones there are.
     """
-    if name not in SASI_PRESETS:
-        raise InputError(
-            f"preset: expected one of {', '.join(sorted(SASI_PRESETS))}, found {name!r}",
-            hint="Choose one of these presets",
-        )
-    return SASI_PRESETS[name]
+    return named_preset(name, SASI_PRESETS)
 
 
 def sasi_settings(source: str | Path | Mapping[str, Any], base: SasiSettings | None = None) -> SasiSettings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -41,7 +42,11 @@ class Cutter:
         self.tomograms, self.classes, self.settings = tomograms, classes, settings
         self.edge, self.cut = edge, cut_edge(edge, settings.augment)
         self.device = device
-        self._everywhere = [(t, centre) for t, one in enumerate(tomograms) for centre in _centres(one, edge)]
+        self._points = [_points_of(tomograms, number) for number in range(1, len(classes) + 1)]
+
+    @cached_property
+    def _everywhere(self) -> list[tuple[int, NDArray[np.int64]]]:
+        return [(t, centre) for t, one in enumerate(self.tomograms) for centre in _centres(one, self.edge)]
 
     def labelled(self, count: int, generator: torch.Generator) -> Windows:
         """Windows around labelled points, classes in turn, points by their weight, and a share from anywhere
@@ -90,14 +95,8 @@ class Cutter:
         number = torch.randperm(len(self.classes), generator=generator).tolist()
         drawn = []
         for turn in itertools.islice(itertools.cycle(number), count):
-            places = [
-                (t, i, one.labelled.weights[i])
-                for t, one in enumerate(self.tomograms)
-                for i in np.flatnonzero((one.labelled.classes == turn + 1) & (one.labelled.weights > 0))
-            ]
-            weights = torch.tensor([weight for *_, weight in places], dtype=torch.float64)
-            t, i, _ = places[int(torch.multinomial(weights, 1, generator=generator))]
-            drawn.append((t, _middle(self.tomograms[t].labelled.points.zyx[i])))
+            places, weights = self._points[turn]
+            drawn.append(places[int(torch.multinomial(weights, 1, generator=generator))])
         return drawn
 
     def _cubes(self, places: Sequence[tuple[int, NDArray[np.int64]]], edge: int, *, labels: bool = True) -> Windows:
@@ -123,6 +122,19 @@ def cut_out(volume: NDArray[np.float32], corner: tuple[int, int, int], into: NDA
     if (low < high).all():
         inner = tuple(slice(a, b) for a, b in zip(low - corner, high - corner, strict=True))
         into[inner] = volume[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+
+
+def _points_of(
+    tomograms: Sequence[TrainingTomogram], number: int
+) -> tuple[list[tuple[int, NDArray[np.int64]]], Tensor]:
+    """Where the points of a class lie whose weight is above zero: tomogram and voxel of each; and the weights."""
+    places, weights = [], []
+    for t, one in enumerate(tomograms):
+        some = one.labelled
+        for i in np.flatnonzero((some.classes == number) & (some.weights > 0)):
+            places.append((t, _middle(some.points.zyx[i])))
+            weights.append(some.weights[i])
+    return places, torch.tensor(weights, dtype=torch.float64)
 
 
 def _middle(point: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ import pytest
 
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining import sasi_trial
+from copick_cryosam.pretraining.ranking import Ranked
 from copick_cryosam.pretraining.sasi_trial import LEARNED, TESTED, DataSet, draw_data_set, run_variant
 from copick_cryosam.pretraining.shapes import Shape, random_shape
 from copick_cryosam.sasi.settings import sasi_settings
@@ -93,15 +94,15 @@ def test_scores_are_1_for_the_truth_and_0_for_nothing_or_other_kinds(data: DataS
     assert half["kinds"].keys() == {shape.name for shape in data.shapes}
 
 
-def candidates(data: DataSet, rng: np.random.Generator) -> list[list[sasi_trial.Ranked]]:
+def candidates(data: DataSet, rng: np.random.Generator) -> list[list[Ranked]]:
     """Picks anywhere of every kind in the learned tomograms, each tenth of them on a click, of any precision."""
     clicks = np.array([at for kind in data.points for _, at in kind])
 
-    def some() -> sasi_trial.Ranked:
+    def some() -> Ranked:
         at = rng.uniform(0, SIZE, size=(60, 3))
         at[::10] = clicks[rng.integers(len(clicks), size=6)]
         precision = np.sort(rng.uniform(0.6, 1, size=60))[::-1]
-        return VoxelPoints(at), precision, precision
+        return Ranked(points=VoxelPoints(at), score=precision, expected_precision=precision, kept=60)
 
     return [[some() for _ in data.shapes] for _ in range(LEARNED)]
 
