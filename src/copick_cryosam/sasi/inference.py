@@ -13,7 +13,7 @@ from torch import Tensor
 from copick_cryosam.batching import Batches
 from copick_cryosam.config import Device
 from copick_cryosam.contrast import brighten, check, standardise
-from copick_cryosam.devices import compute_dtype, resolve_device
+from copick_cryosam.devices import fastest_dtype, resolve_device
 from copick_cryosam.errors import DataError, InputError
 from copick_cryosam.sasi.components import WHOLE, find_particles
 from copick_cryosam.sasi.model import SasiModel, load_model
@@ -145,9 +145,7 @@ class Sasi:
 
     @torch.inference_mode()
     def _predict(self, windows: Tensor) -> Tensor:
-        dtype = compute_dtype(self.model.settings.training.precision, self.device)
-        # Only on GPUs: elsewhere bfloat16 is less exact and no faster, whatever the model was trained with.
-        low = self.device.type == "cuda" and dtype == torch.bfloat16
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+        dtype = fastest_dtype(self.model.settings.training.precision, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
             logits = self._net(windows)
         return torch.softmax(logits.float(), dim=1)
