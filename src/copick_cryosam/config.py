@@ -56,7 +56,11 @@ class EncoderSettings(_Settings):
         "none", description="vision transformers: background statistics taken off the features before the cosine"
     )
     batch: int = Field(8, ge=1, description="vision transformers: planes encoded in one call")
-    precision: Precision = Field("auto", description="vision transformers: auto is bf16 on a GPU and fp32 on the CPU")
+    precision: Precision = Field(
+        "auto",
+        description="embednet: auto is bf16 where the device computes with it, and fp32 elsewhere; vision "
+        "transformers: auto is bf16 on a GPU and fp32 on the CPU",
+    )
     compile: bool = Field(False, description="vision transformers: torch.compile, worth it for many tomograms")
 
 
@@ -90,7 +94,11 @@ class SegmenterSettings(_Settings):
     )
     box_prompt: bool = Field(False, description="sam, sam2: prompt with the box of the plane before, too")
     encode_batch: int = Field(8, ge=1, description="sam, sam2: planes encoded in one call")
-    precision: Precision = Field("auto", description="sam, sam2: auto is bf16 on a GPU and fp32 on the CPU")
+    precision: Precision = Field(
+        "auto",
+        description="promptnet: auto is bf16 where the device computes with it, and fp32 elsewhere; sam, sam2: auto is "
+        "bf16 on a GPU and fp32 on the CPU",
+    )
     compile: bool = Field(
         False, description="sam, sam2: torch.compile of the image encoder, worth it for many tomograms"
     )

@@ -233,7 +233,7 @@ def test_a_halo_beyond_the_net_s_sight_makes_tiles_exact():
     from copick_cryosam.encoders import embednet
 
     volume = ball_volume((32, 32, 224), [(16, 16, 40), (16, 16, 150)])
-    encoder = load_encoder(EncoderSettings(name="embednet", tile=32), CPU)
+    encoder = load_encoder(EncoderSettings(name="embednet", tile=32, precision="fp32"), CPU)
     tile = next(one for one in tiles_of(volume.shape, 32, halo=96) if one.cells[2].start == 96 // STRIDE)
     whole = next(iter(tiles_of(volume.shape, 256)))
     assert tile.padded[2] == 224
@@ -243,3 +243,21 @@ def test_a_halo_beyond_the_net_s_sight_makes_tiles_exact():
     )
     assert embednet.HALO % 16 == 0
     assert list(itertools.islice(tiles_of((16, 16, 16), 32), 2)) == list(tiles_of((16, 16, 16), 32))
+
+
+def test_embednet_in_bf16_sees_the_same():
+    volume = ball_volume((32, 48, 40), [(16, 20, 18)])
+    exact, near = (
+        load_encoder(EncoderSettings(name="embednet", precision=precision), CPU).encode(volume)
+        for precision in ("fp32", "bf16")
+    )
+    cosine = (exact.values.float() * near.values.float()).sum(0)
+    assert 0.97 < cosine.min() < 1
+    np.testing.assert_allclose(near.centre, exact.centre, atol=0.05)
+
+
+@pytest.mark.parametrize(("able", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_embednet_computes_in_bf16_by_itself_only_where_the_cpu_does(able, expected, monkeypatch):
+    monkeypatch.setattr("copick_cryosam.devices.cpu_computes_bf16", lambda: able)
+    assert load_encoder(EncoderSettings(name="embednet"), CPU)._dtype is expected
+    assert load_encoder(EncoderSettings(name="embednet", precision="fp32"), CPU)._dtype is torch.float32

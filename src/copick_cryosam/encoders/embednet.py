@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from copick_cryosam.config import EncoderSettings
 from copick_cryosam.contrast import smooth, standardise
+from copick_cryosam.devices import fastest_dtype
 from copick_cryosam.features import CellGrid, DenseFeatures
 from copick_cryosam.types import Progress, Slices3, Volume
 
@@ -79,7 +80,10 @@ class EmbedNet(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Volume (N, 1, Z, Y, X), edges divisible by 16 -> unit embeddings (N, dim, Z/2, Y/2, X/2), and the
         logits of foreground and centre (N, 2, Z/2, Y/2, X/2)."""
-        u2 = self.trunk(x)
+        return self.heads(self.trunk(x))
+
+    def heads(self, u2: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, from the trunk's features."""
         return F.normalize(self.embedding(u2), dim=1), self.maps(u2)
 
     def contract(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,6 +119,7 @@ class EmbedNetEncoder:
         self.signature = signature
         self._tile = settings.tile
         self._device = device
+        self._dtype = fastest_dtype(settings.precision, device)
         self._net = net.to(device).eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def encode(
@@ -151,9 +156,11 @@ class EmbedNetEncoder:
         block = np.zeros(tile.padded, dtype=np.float32)
         block[tile.into] = whole[tile.read]
         x = torch.from_numpy(block)[None, None].to(self._device).contiguous(memory_format=torch.channels_last_3d)
-        embedding, logits = self._net(x.clamp(-5, 5))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16):
+            u2 = self._net.trunk(x.clamp(-5, 5))
+        embedding, logits = self._net.heads(u2.float())
         own = (0, slice(None), *tile.owned)
-        return embedding[own].half().cpu(), logits[own].float().cpu()
+        return embedding[own].half().cpu(), logits[own].cpu()
 
 
 @dataclass(frozen=True, kw_only=True)

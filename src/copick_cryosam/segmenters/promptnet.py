@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copick_cryosam.config import SegmenterSettings
+from copick_cryosam.devices import fastest_dtype
 from copick_cryosam.segmenters import Decoded
 
 PIXELS = 48
@@ -143,8 +144,9 @@ class PromptNetSegmenter:
 
     name = "promptnet"
 
-    def __init__(self, net: PromptNet, signature: str, device: torch.device) -> None:
+    def __init__(self, net: PromptNet, signature: str, settings: SegmenterSettings, device: torch.device) -> None:
         self.signature = signature
+        self._dtype = fastest_dtype(settings.precision, device)
         self._net = net.to(device).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device = device
 
@@ -165,7 +167,9 @@ class PromptNetSegmenter:
         """See `PlaneSegmenter.decode`."""
         images, inside = windows_of(embeddings.stack, planes, windows, window)
         x = assemble(images, inside, to_pixels(points, windows, window), mask_prompts)
-        low, iou, presence = self._net(x.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16):
+            answer = self._net(x.contiguous(memory_format=torch.channels_last))
+        low, iou, presence = (each.float() for each in answer)
         logits = F.interpolate(low[:, None], size=(window, window), mode="bilinear", align_corners=False)[:, 0]
         height, width = embeddings.stack.shape[3:]
         rows = windows[:, :1] + torch.arange(window, device=low.device)
@@ -182,4 +186,4 @@ def load(settings: SegmenterSettings, device: torch.device) -> PromptNetSegmente
 
     net = PromptNet()
     signature = load_weights("promptnet", net)
-    return PromptNetSegmenter(net, signature, device)
+    return PromptNetSegmenter(net, signature, settings, device)
