@@ -64,6 +64,14 @@ def test_less_is_less() -> None:
     assert padded[1] > 2 * whole[1]
 
 
+def test_bf16_is_counted_where_it_is_used() -> None:
+    seconds = {}
+    for precision in ("fp32", "bf16"):
+        nets = {"encoder": {"precision": precision}, "segmenter": {"precision": precision}}
+        seconds[precision] = estimate(GRID, 12.0, override(preset("embedded"), nets), EMBEDDED)[1]  # type: ignore[index]
+    assert 1.7 < seconds["fp32"] / seconds["bf16"] < 2.8
+
+
 def test_no_estimate_for_models_that_are_not_known() -> None:
     foreign = {**MODELS, "encoder": NamedModel(name="someone/transformer", place="Hugging Face")}
     assert estimate(GRID, 12.0, preset("foundation"), foreign) is None

@@ -56,7 +56,10 @@ def _versions() -> list[tuple[str, str]]:
 def _devices() -> list[tuple[str, str]]:
     import torch
 
-    rows = [("cpu", f"{torch.get_num_threads()} threads")]
+    from copick_cryosam.devices import cpu_computes_bf16
+
+    bf16 = "computes in bf16" if cpu_computes_bf16() else "without bf16"
+    rows = [("cpu", f"{torch.get_num_threads()} threads, {bf16}")]
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
         rows.append((f"cuda:{index}", f"{found.name}, {found.total_memory / 2**30:.0f} GiB"))
