@@ -124,6 +124,16 @@ class BallProject:
         words = [sys.executable, "-c", code, *self.arguments(*more)]
         return subprocess.run(words, capture_output=True, text=True, check=False)
 
+    def refused(self, result: Result, words: str, before: dict[str, str]) -> None:
+        """Exactly one line says what is wrong, with `words` in it, and the project is as `before`."""
+        assert result.exit_code != 0, result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+        errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+        assert len(errors) == 1, result.output
+        assert words in errors[0]
+        assert "Traceback" not in result.output
+        assert self.listing() == before
+
     def found(self, run: str, session: str = "1") -> tuple[NDArray[np.float64], Any]:
         """Picks of a run in voxels z, y, x, and copick's object for them."""
         (picks,) = self.root().get_run(run).get_picks("ribosome", "cryosam", session)

@@ -20,17 +20,6 @@ from copick_cryosam.foundation.sam_modules import official
 SEED = ("-i", "ribosome:curator/1", "--preset", "fake")
 
 
-def refused(project: Any, result: Any, words: str, before: dict[str, str]) -> None:
-    """Exactly one line says what is wrong, with `words` in it, and the project is as `before`."""
-    assert result.exit_code != 0, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
-    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
-    assert len(errors) == 1, result.output
-    assert words in errors[0]
-    assert "Traceback" not in result.output
-    assert project.listing() == before
-
-
 def with_noise(project: Any, run: str = "TS_001", **changes: Any) -> None:
     """Replace a tomogram by one that cannot be used."""
     volume = np.random.default_rng(5).normal(size=changes.get("shape", project.shape)).astype(np.float32)
@@ -101,7 +90,7 @@ def test_refused(ball_project: Any, case: str) -> None:
     change(ball_project)
     before = ball_project.listing()
     began = time.perf_counter()
-    refused(ball_project, ball_project.pick(*arguments), words, before)
+    ball_project.refused(ball_project.pick(*arguments), words, before)
     assert time.perf_counter() - began < 10
 
 
@@ -118,7 +107,7 @@ URIS = {
 @pytest.mark.parametrize(("option", "uri"), [(option, uri) for option, uris in URIS.items() for uri in uris])
 def test_malformed_uri(ball_project: Any, option: str, uri: str) -> None:
     before = ball_project.listing()
-    refused(ball_project, ball_project.pick(option, uri), "URI", before)
+    ball_project.refused(ball_project.pick(option, uri), "URI", before)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +126,7 @@ def test_settings_file(ball_project: Any, text: str, words: str) -> None:
     path = ball_project.folder / "settings.yaml"
     path.write_text(text, encoding="utf-8")
     before = ball_project.listing()
-    refused(ball_project, ball_project.pick("--settings", str(path)), words, before)
+    ball_project.refused(ball_project.pick("--settings", str(path)), words, before)
 
 
 class RunsCode:
@@ -282,7 +271,7 @@ def test_refused_model(ball_project: Any, models: Path, case: str) -> None:
     arguments, words, hint = MODELS[case]
     before = ball_project.listing()
     result = ball_project.pick(*arguments)
-    refused(ball_project, result, words, before)
+    ball_project.refused(result, words, before)
     (line,) = result.stderr.splitlines()
     assert hint in line.split(words)[1]
     assert not (models / "made").exists()
@@ -292,23 +281,23 @@ def test_no_folder_of_checkpoints(ball_project: Any, models: Path, monkeypatch: 
     monkeypatch.setenv(VARIABLE, str(models / "missing"))
     before = ball_project.listing()
     result = ball_project.pick("--preset", "foundation")
-    refused(ball_project, result, f"found none in {models / 'missing'} (no such folder). Download https://", before)
+    ball_project.refused(result, f"found none in {models / 'missing'} (no such folder). Download https://", before)
     # A whole file that is only named as the official one is found there, and refused.
     monkeypatch.setenv(VARIABLE, str(models))
-    refused(ball_project, ball_project.pick("--preset", "foundation"), "expected 2564550879 bytes, found", before)
+    ball_project.refused(ball_project.pick("--preset", "foundation"), "expected 2564550879 bytes, found", before)
 
 
 def test_no_config(ball_project: Any, copick_cli: Any) -> None:
     before = ball_project.listing()
     words = ("inference", "cryosam", "-t", "wbp@10.0", *SEED)
-    refused(ball_project, copick_cli(*words), "config: expected a copick configuration, found none", before)
-    refused(ball_project, copick_cli(*words, "-c", "/nowhere.json"), "'/nowhere.json' does not exist", before)
+    ball_project.refused(copick_cli(*words), "config: expected a copick configuration, found none", before)
+    ball_project.refused(copick_cli(*words, "-c", "/nowhere.json"), "'/nowhere.json' does not exist", before)
 
 
 def test_no_cuda(ball_project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     before = ball_project.listing()
-    refused(ball_project, ball_project.pick("--device", "cuda"), "device: expected cuda, found none", before)
+    ball_project.refused(ball_project.pick("--device", "cuda"), "device: expected cuda, found none", before)
 
 
 def test_missing_weights(ball_project: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -316,7 +305,7 @@ def test_missing_weights(ball_project: Any, monkeypatch: pytest.MonkeyPatch, tmp
 
     monkeypatch.setattr(weights, "files", lambda _: tmp_path)
     before = ball_project.listing()
-    refused(ball_project, ball_project.pick("--preset", "embedded"), "weights of promptnet", before)
+    ball_project.refused(ball_project.pick("--preset", "embedded"), "weights of promptnet", before)
 
 
 def test_read_only_overlay(ball_project: Any) -> None:
@@ -324,7 +313,7 @@ def test_read_only_overlay(ball_project: Any) -> None:
     (ball_project.folder / "taken").write_text("", encoding="utf-8")
     ball_project.write_config(overlay_root=f"local://{ball_project.folder / 'taken' / 'overlay'}")
     before = ball_project.listing()
-    refused(ball_project, ball_project.pick(), "expected a place that can be written", before)
+    ball_project.refused(ball_project.pick(), "expected a place that can be written", before)
 
 
 def test_overlay_without_permission(ball_project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +325,7 @@ def test_overlay_without_permission(ball_project: Any, monkeypatch: pytest.Monke
     for name in ("makedirs", "mkdir", "pipe_file"):
         monkeypatch.setattr(LocalFileSystem, name, refuse)
     before = ball_project.listing()
-    refused(ball_project, ball_project.pick(), "found: Permission denied", before)
+    ball_project.refused(ball_project.pick(), "found: Permission denied", before)
 
 
 def test_one_bad_run_among_good_ones_and_its_retry(ball_project: Any, copick_cli: Any) -> None:

@@ -102,15 +102,6 @@ def picks(project: Any, run: str, name: str = "ribosome", user: str = "sasi", se
     return found[0].points if found else None
 
 
-def refused(project: Any, result: Any, words: str, before: dict[str, str]) -> None:
-    assert result.exit_code != 0, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
-    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
-    assert len(errors) == 1, result.output
-    assert words in errors[0]
-    assert project.listing() == before
-
-
 def test_from_points_to_picks_and_masks(project: Any, train: Any, detect: Any, quick: Quick) -> None:
     picture = project.folder / "curve.png"
     done = train("--curve", str(picture))
@@ -215,7 +206,8 @@ def test_a_killed_training_goes_on(project: Any, train: Any, monkeypatch: pytest
     left = project.folder / "m.training"
     assert left.is_dir()
     assert not (project.folder / "m.json").exists()
-    refused(project, train(*settings, "--seed", "3"), "found one of other settings", project.listing())
+    before = project.listing()
+    project.refused(train(*settings, "--seed", "3"), "found one of other settings", before)
     steps = []
     learn = training._Training._learn_from_labels
     monkeypatch.setattr(
@@ -341,14 +333,16 @@ def test_training_refused(project: Any, train: Any, case: str, monkeypatch: pyte
     change, arguments, words = TRAINING[case]
     change(project)
     before = project.listing()
-    refused(project, train(*arguments), words, before)
+    project.refused(train(*arguments), words, before)
 
 
 def test_no_gpu(project: Any, train: Any, detect: Any, quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refused(project, train("--device", "cuda"), "device: expected cuda", project.listing())
+    before = project.listing()
+    project.refused(train("--device", "cuda"), "device: expected cuda", before)
     assert train().exit_code == 0
-    refused(project, detect("--device", "cuda"), "device: expected cuda", project.listing())
+    before = project.listing()
+    project.refused(detect("--device", "cuda"), "device: expected cuda", before)
 
 
 def rename_object(project: Any) -> None:
@@ -399,7 +393,7 @@ def test_inference_refused(project: Any, train: Any, detect: Any, quick: Quick, 
         change(project)
         before = project.listing()
         try:
-            refused(project, detect(*arguments), words, before)
+            project.refused(detect(*arguments), words, before)
         except AssertionError as error:
             raise AssertionError(case) from error
         picked = project.folder / "static/ExperimentRuns/TS_002/Picks/sasi_1_gold.json"

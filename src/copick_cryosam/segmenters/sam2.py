@@ -5,97 +5,47 @@ Its memory, which follows an object through a video, is not used: cross-plane se
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copick_cryosam.batching import Batches
 from copick_cryosam.config import SegmenterSettings
-from copick_cryosam.errors import InputError
-from copick_cryosam.segmenters import Decoded
 from copick_cryosam.segmenters.sam2_decoder import Sam2Decoder
 from copick_cryosam.segmenters.sam2_trunk import Sam2Trunk
 from copick_cryosam.segmenters.sam_choice import choose
-from copick_cryosam.segmenters.sam_planes import SamPlanes
+from copick_cryosam.segmenters.sam_prompted import PromptedSam
 
 __all__ = ["Sam2Segmenter", "load"]
 
 
-class Sam2Segmenter:
-    """SAM 2 behind the `PlaneSegmenter` protocol; planes, windows, boxes and the choice of a mask are those of SAM.
-
-    `Decoded.prompt` are the signed low-resolution logits of the chosen mask, shape (N, h, w), and `Decoded.presence`
-    is SAM 2's own prediction that there is an object. Planes are padded to a square always.
+class Sam2Segmenter(PromptedSam):
+    """See `PromptedSam`. Presence is SAM 2's own prediction that there is an object.
 
     Parameters
     ----------
     model : transformers' ``Sam2Model``, of any size; put on `device` and into evaluation mode
-    signature : identifies the weights
-    settings : see `SegmenterSettings`, the fields of sam2
-    device : where it computes
-
-    Raises
-    ------
-    InputError
-        `settings.longest_side` is larger than the pictures that the weights were trained at.
     """
 
     name = "sam2"
 
     def __init__(self, model: nn.Module, signature: str, settings: SegmenterSettings, device: torch.device) -> None:
-        self.signature = signature
-        self._settings = settings
-        self._device = device
-        self._trunk = Sam2Trunk(model, device, settings.precision, settings.compile)
-        self._decoder = Sam2Decoder(self._trunk.model, self._trunk.dtype)
-        self._batches = Batches(settings.encode_batch, "planes", "segmenter.encode_batch")
-        self._longest_side = settings.longest_side or self._trunk.img_size
-        if self._longest_side > self._trunk.img_size:
-            raise InputError(
-                f"segmenter.longest_side: expected at most {self._trunk.img_size}, found {self._longest_side}",
-                hint="Leave it out to use the size that the checkpoint was trained at",
-            )
+        trunk = Sam2Trunk(model, device, settings.precision, settings.compile)
+        super().__init__(trunk, signature, settings, device)
+        self._decoder = Sam2Decoder(trunk.model, trunk.dtype)
 
-    def embed(self, volume: Tensor, axis: int, radius_vox: float) -> SamPlanes:
-        """See `PlaneSegmenter.embed`; nothing is encoded before a prompt needs it, and the radius plays no part."""
-        # It offers what the planes ask of SAM's trunk; they hold its vectors without looking into them.
-        trunk: Any = self._trunk
-        return SamPlanes(volume, axis, trunk, self._longest_side, "square", self._settings.channels, self._batches)
+    @property
+    def _padding(self) -> Literal["native", "square"]:
+        return "square"  # a feature's place in the square is learnt
 
-    @torch.inference_mode()
-    def decode(
-        self,
-        embeddings: SamPlanes,
-        planes: Tensor,
-        points: Tensor,
-        windows: Tensor,
-        window: int,
-        mask_prompts: Tensor | None,
-    ) -> Decoded:
-        """See `PlaneSegmenter.decode`."""
-        coordinates = embeddings.geometry.to_picture(points.to(self._device))
-        prompts = None if mask_prompts is None else mask_prompts.to(self._device, torch.float32)
-        before = None if prompts is None else (prompts > 0) & embeddings.inside
-        boxes = boxed = None
-        if self._settings.box_prompt and before is not None:
-            boxes, boxed = embeddings.geometry.boxes(before)
-        features = self._trunk.unpack(embeddings.embeddings(planes))
+    def _masks(
+        self, vectors: Tensor, points: Tensor, boxes: Tensor | None, boxed: Tensor | None, prompts: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         several = self._settings.mask_choice != "single"
-        low, iou, presence = self._decoder.decode(features, coordinates, boxes, boxed, prompts, several)
-        chosen = self._choose(iou, (low > 0) & embeddings.inside, before)
-        each = torch.arange(len(chosen), device=chosen.device)
-        prompt = low[each, chosen]
-        return Decoded(
-            logits=embeddings.windows.read(prompt, windows.to(self._device), window),
-            iou=iou[each, chosen].clamp(0, 1),
-            presence=presence,
-            prompt=prompt,
-        )
+        return self._decoder.decode(self._trunk.unpack(vectors), points, boxes, boxed, prompts, several)
 
     def _choose(self, iou: Tensor, masks: Tensor, before: Tensor | None) -> Tensor:
-        """Index of the mask to take, int64, shape (N,), among those that were decoded."""
         choice = self._settings.mask_choice
         if choice == "single":
             return choose(iou, masks, before, choice)
@@ -109,7 +59,7 @@ def load(settings: SegmenterSettings, device: torch.device) -> Sam2Segmenter:
     Raises
     ------
     NotFoundError, DataError, InputError
-        See `copick_cryosam.foundation.sam2_model.load_sam2` and `Sam2Segmenter`.
+        See `copick_cryosam.foundation.sam2_model.load_sam2` and `PromptedSam`.
     """
     from copick_cryosam.foundation.sam2_model import load_sam2
 
