@@ -1,6 +1,6 @@
 """Time and memory of the embedded models on one tomogram: encode, match, look again, segment.
 
-    python tests/bench/bench_embedded.py [--shape 184 630 630] [--proposals 200] [--threads 2]
+    python tests/bench/bench_embedded.py [--shape 184 630 630] [--proposals 200] [--threads 2] [--precision fp32]
 
 The tomogram is a simulated block, repeated until it has the shape. Exactly as many proposals as asked for
 are segmented. Memory is the process' resident set, sampled while a stage runs.
@@ -25,12 +25,13 @@ import numpy as np
 import pytest
 import torch
 
-from copick_cryosam.config import MatchingSettings
+from copick_cryosam.config import MatchingSettings, Precision
 from copick_cryosam.matching import propose
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.imaging import Imaging
 from copick_cryosam.pretraining.shapes import random_shape
 from copick_cryosam.pretraining.simulate import Scene, centres_inside, simulate
+from copick_cryosam.pretraining.validate import embedded
 from copick_cryosam.segmenters.cross_plane import segment
 from copick_cryosam.types import VoxelPoints
 
@@ -116,10 +117,10 @@ def tomogram(shape: tuple[int, int, int], seed: int = 0) -> tuple[np.ndarray, np
     return np.tile(block, repeats)[:z, :y, :x].copy(), centres[room][0]
 
 
-def run(shape: tuple[int, int, int], wanted: int) -> Bench:
+def run(shape: tuple[int, int, int], wanted: int, precision: Precision = "auto") -> Bench:
     """Encode, match and segment one tomogram of `shape` with the embedded models on the CPU."""
     volume, seed = tomogram(shape)
-    model = CryoSAM.from_preset("embedded", device="cpu")
+    model = CryoSAM.from_settings(embedded(precision))
     seeds = VoxelPoints(seed)
     stages: list[Stage] = []
     with stage("encode", stages):
@@ -195,10 +196,11 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(184, 630, 630), metavar=("Z", "Y", "X"))
     parser.add_argument("--proposals", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of both nets")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     z, y, x = arguments.shape
-    show(run((z, y, x), arguments.proposals), (z, y, x))
+    show(run((z, y, x), arguments.proposals, arguments.precision), (z, y, x))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from copick_cryosam.assignment import assign, close_pairs
-from copick_cryosam.config import override, preset
 from copick_cryosam.errors import SeedError
 from copick_cryosam.findings import Ranked, Tomogram
 from copick_cryosam.pipeline import CryoSAM
@@ -35,7 +34,15 @@ from copick_cryosam.pretraining.measure_orientations import Rotations, orientati
 from copick_cryosam.pretraining.score_averages import AverageScore, Pick, density_in_pose, score_averages
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen, crop_truth
-from copick_cryosam.pretraining.validate import COUNT, SHAPE, data_set, held_out_shapes, options, tuning_shapes
+from copick_cryosam.pretraining.validate import (
+    COUNT,
+    SHAPE,
+    data_set,
+    embedded,
+    held_out_shapes,
+    options,
+    tuning_shapes,
+)
 from copick_cryosam.types import Pose, VoxelPoints, centroids
 
 CLOSE = 20.0
@@ -282,7 +289,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = measure(
-        _Timed.from_settings(override(preset("embedded"), {"device": "cpu"})),
+        _Timed.from_settings(embedded(arguments.precision)),
         arguments.templates,
         arguments.repeats,
         arguments.snr,

@@ -1,6 +1,6 @@
 """Score the embedded models on kinds that training never saw, through the pipeline that users run.
 
-    python -m copick_cryosam.pretraining.validate --templates FOLDER [--repeats 3] [--json FILE]
+    python -m copick_cryosam.pretraining.validate --templates FOLDER [--repeats 3] [--precision fp32] [--json FILE]
 
 Every repeat simulates a data set of two crowded tomograms with the held-out maps and families. One
 particle of a kind in the first tomogram is the only seed; both tomograms are searched. The program
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from copick_cryosam import evaluation
 from copick_cryosam.baseline import pick_blobs, propose_blobs
+from copick_cryosam.config import Precision, Settings, override, preset
 from copick_cryosam.errors import SeedError
 from copick_cryosam.findings import Found, Tomogram
 from copick_cryosam.pipeline import CryoSAM
@@ -237,15 +238,22 @@ def options(description: str | None, *, seed: int, threads: int = 2) -> argparse
     parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--tuning", action="store_true", help="kinds that training saw, to choose settings on")
     parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of both nets")
     parser.add_argument("--json", type=Path, default=None)
     return parser
+
+
+def embedded(precision: Precision) -> Settings:
+    """The preset of this name on the CPU, both nets computing in one precision."""
+    nets = {name: {"precision": precision} for name in ("encoder", "segmenter")}
+    return override(preset("embedded"), {"device": "cpu", **nets})
 
 
 def main() -> None:
     """Parse the command line, score, print the table."""
     arguments = options(__doc__, seed=1234).parse_args()
     torch.set_num_threads(arguments.threads)
-    model = CryoSAM.from_preset("embedded", device="cpu")
+    model = CryoSAM.from_settings(embedded(arguments.precision))
     rows = validate(
         model, arguments.templates, arguments.repeats, arguments.snr, arguments.seed, tuning=arguments.tuning
     )

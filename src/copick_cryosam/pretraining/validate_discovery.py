@@ -28,7 +28,7 @@ from copick_cryosam.discovery import discover
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen, crop_truth
-from copick_cryosam.pretraining.validate import data_set, held_out_shapes, options, tuning_shapes
+from copick_cryosam.pretraining.validate import data_set, embedded, held_out_shapes, options, tuning_shapes
 from copick_cryosam.types import FloatArray, VoxelPoints
 
 __all__ = ["SetScore", "adjusted_rand_index", "score_set"]
@@ -250,7 +250,7 @@ def main() -> None:
     """Parse the command line, score, print the table."""
     arguments = options(__doc__, seed=4321).parse_args()
     torch.set_num_threads(arguments.threads)
-    model = CryoSAM.from_preset("embedded", device="cpu")
+    model = CryoSAM.from_settings(embedded(arguments.precision))
     rows = validate(
         model, arguments.templates, arguments.repeats, arguments.snr, arguments.seed, tuning=arguments.tuning
     )
