@@ -35,6 +35,18 @@ MOST = 10
 MARKS = ("<!-- sasi: begin -->", "<!-- sasi: end -->")
 """Between these lines a README holds what `--readme` writes."""
 
+AGAINST = {
+    "+ infill": "supervised only",
+    "+ consistency": "supervised only",
+    "+ self-supervision": "supervised only",
+    "all": "supervised only",
+    "supervised only, from EmbedNet": "supervised only",
+    "all, from EmbedNet": "supervised only, from EmbedNet",
+    "ladder": "supervised only, from EmbedNet",
+    "CryoSAM": "supervised only, from EmbedNet",
+}
+"""What each variant is compared with."""
+
 _KINDS = {True: "to choose settings on", False: "that were held out"}
 
 Cell = tuple[str, int, int]
@@ -111,6 +123,27 @@ def table(measured: Mapping[Cell, Mapping[str, Any]], shots: Sequence[int]) -> s
     return "\n".join(lines)
 
 
+def effects(measured: Mapping[Cell, Mapping[str, Any]]) -> str:
+    """What each variant changes in F1 against the one it adds to, paired, in Markdown.
+
+    A data set counts once, with the mean over its numbers of points, which share points and are not independent:
+    mean ± standard error over data sets, and how many of all pairs gain.
+    """
+    lines = ["| variant | against | change of F1 | gains |", "| --- | --- | ---: | ---: |"]
+    for variant, base in AGAINST.items():
+        pairs = [(cell, (base, *cell[1:])) for cell in measured if cell[0] == variant and (base, *cell[1:]) in measured]
+        changes = {one: measured[one]["f1"] - measured[other]["f1"] for one, other in pairs}
+        seeds = sorted({seed for _, _, seed in changes})
+        each = [np.mean([change for cell, change in changes.items() if cell[2] == seed]) for seed in seeds]
+        if not each:
+            lines.append(f"| {variant} | {base} | not measured | |")
+            continue
+        error = f" ± {np.std(each, ddof=1) / len(each) ** 0.5:.2f}" if len(each) > 1 else ""
+        gains = sum(change > 0 for change in changes.values())
+        lines.append(f"| {variant} | {base} | {np.mean(each):+.2f}{error} | {gains} of {len(changes)} |")
+    return "\n".join(lines)
+
+
 def _of(measured: Mapping[Cell, Mapping[str, Any]], variant: str, shots: int) -> list[Mapping[str, Any]]:
     return [one for (name, count, _), one in measured.items() if (name, count) == (variant, shots)]
 
@@ -163,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = sasi_settings({"training": {name: value for name, value in stated.items() if value is not None}})
     wanted = cells(given.shots, given.seeds, given.variants)
     measure(given.out, wanted, given.templates, base, tuning=given.tuning, processes=given.threads)
-    made = table(read(given.out), given.shots)
+    measured = read(given.out)
+    made = f"{table(measured, given.shots)}\n\n{effects(measured)}"
     if given.readme is not None:
         replace_part(given.readme, MARKS, made)
     print(made)

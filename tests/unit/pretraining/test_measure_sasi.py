@@ -10,7 +10,7 @@ import pytest
 
 from copick_cryosam.errors import InputError
 from copick_cryosam.pretraining import measure_sasi
-from copick_cryosam.pretraining.measure_sasi import Cell, cell_path, cells, measure, read, table
+from copick_cryosam.pretraining.measure_sasi import AGAINST, Cell, cell_path, cells, effects, measure, read, table
 from copick_cryosam.pretraining.sasi_trial import VARIANTS
 from copick_cryosam.sasi.settings import SasiSettings
 
@@ -55,6 +55,23 @@ def test_one_seed_has_no_spread_and_nothing_measured_is_said() -> None:
     entries = rows(table({("CryoSAM", 3, 0): cell(0.456), ("all", 3, 0): cell(0.5)}, (3,)))
     assert (entries["CryoSAM"]["3 points"], entries["all"]["3 points"]) == ("0.46", "0.50")
     assert {entry["3 points"] for entry in rows(table({}, (3,))).values()} == {"not measured"}
+
+
+def test_what_a_part_changes_is_paired_and_a_data_set_counts_once() -> None:
+    measured = {
+        ("supervised only", 3, 0): cell(0.5),
+        ("supervised only", 10, 0): cell(0.5),
+        ("supervised only", 3, 1): cell(0.1),
+        ("all", 3, 0): cell(0.6),
+        ("all", 10, 0): cell(0.4),
+        ("all", 3, 1): cell(0.3),
+        ("all", 5, 1): cell(0.9),
+    }
+    entries = rows(effects(measured))
+    assert list(entries) == list(AGAINST)
+    assert entries["all"] == {"against": "supervised only", "change of F1": "+0.10 ± 0.10", "gains": "2 of 3"}
+    assert entries["ladder"]["change of F1"] == "not measured"
+    assert rows(effects({key: one for key, one in measured.items() if key[2] == 0}))["all"]["change of F1"] == "+0.00"
 
 
 def test_every_cell_has_a_file_of_its_own_and_tables_of_fewer_seeds_come_first() -> None:
