@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
-
 from copick_cryosam.compute.models import NamedModel
 from copick_cryosam.config import EncoderSettings, SegmenterSettings, Settings
-from copick_cryosam.devices import fastest_dtype
 from copick_cryosam.foundation.catalogue import Sam2Entry, SamEntry, SamKind, TransformerEntry
 from copick_cryosam.types import Grid
 
@@ -91,6 +88,10 @@ def estimate(
 
 
 def _seconds(each: Mapping[str, float], settings: EncoderSettings | SegmenterSettings) -> float:
+    import torch
+
+    from copick_cryosam.devices import fastest_dtype
+
     low = fastest_dtype(settings.precision, torch.device("cpu")) is torch.bfloat16
     return each[settings.name] / (_BF16_GAIN.get(settings.name, 1.0) if low else 1.0)
 
