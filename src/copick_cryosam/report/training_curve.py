@@ -66,8 +66,9 @@ def save_training_curve(path: Path, curve: Sequence[Mapping[str, Any]], kept: in
         for mine, others in zip(axes.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True)
     )
     if handles:
-        # on top of both axes
-        (right if right.lines else axes).legend(handles, labels, frameon=False, fontsize=9, loc="upper right")
+        # on top of both axes, over the line of the step that is kept, which is mostly the last
+        legend = (right if right.lines else axes).legend(handles, labels, fontsize=9, loc="upper right")
+        legend.get_frame().set(facecolor="white", edgecolor="none", alpha=1)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         # Fixed salt and no date: the same curve gives the same file.
