@@ -43,3 +43,8 @@ def fastest_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if precision == "auto" and device.type == "cpu" and cpu_computes_bf16():
         return torch.bfloat16
     return compute_dtype(precision, device)
+
+
+def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Within it, convolutions and matrix products compute in `dtype`: bfloat16, or float32, which changes nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)

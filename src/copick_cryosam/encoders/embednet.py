@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from copick_cryosam.config import EncoderSettings
 from copick_cryosam.contrast import smooth, standardise
-from copick_cryosam.devices import fastest_dtype
+from copick_cryosam.devices import computing_in, fastest_dtype
 from copick_cryosam.features import CellGrid, DenseFeatures
 from copick_cryosam.types import Progress, Slices3, Volume
 
@@ -156,7 +156,7 @@ class EmbedNetEncoder:
         block = np.zeros(tile.padded, dtype=np.float32)
         block[tile.into] = whole[tile.read]
         x = torch.from_numpy(block)[None, None].to(self._device).contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16):
+        with computing_in(self._dtype, self._device):
             u2 = self._net.trunk(x.clamp(-5, 5))
         embedding, logits = self._net.heads(u2.float())
         own = (0, slice(None), *tile.owned)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from copick_cryosam.config import Precision
-from copick_cryosam.devices import compute_dtype
+from copick_cryosam.devices import compute_dtype, computing_in
 from copick_cryosam.foundation.pictures import IMAGENET_MEAN, IMAGENET_STD
 from copick_cryosam.foundation.transformer import LoadedTransformer
 
@@ -33,7 +33,7 @@ class TransformerTrunk:
         self.patch, self.channels = loaded.patch, loaded.channels
         self._prefix = loaded.prefix
         self._device = device
-        self._half = compute_dtype(precision, device) == torch.bfloat16
+        self._dtype = compute_dtype(precision, device)
         model: Any = loaded.model.to(device)
         # the others always interpolate
         self._options = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
@@ -68,7 +68,7 @@ class TransformerTrunk:
         pictures : float, shape (N, H, W), values 0 to 1, whole numbers of patches
         """
         colours = (pictures.to(self._device)[:, None].float() - self._mean) / self._std
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+        with computing_in(self._dtype, self._device):
             found = self._model(pixel_values=colours, **self._options).last_hidden_state
         height, width = (side // self.patch for side in pictures.shape[1:])
         tokens: Tensor = found[:, self._prefix :].float()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copick_cryosam.config import Precision
-from copick_cryosam.devices import compute_dtype
+from copick_cryosam.devices import compute_dtype, computing_in
 from copick_cryosam.foundation.pictures import in_colours
 
 __all__ = ["Padding", "SamTrunk", "padded_shape"]
@@ -82,7 +82,7 @@ class SamTrunk:
         filling = max(0, (batch or 0) - count) if self._compiled else 0
         # Zeros after the normalisation, as the official preprocessing pads.
         normalised = F.pad(normalised, (0, columns - width, 0, rows - height, 0, 0, 0, filling))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with computing_in(self.dtype, self.device):
             embeddings: Tensor = self._forward(normalised)
         return embeddings[:count].to(self.dtype)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from copick_cryosam.devices import fastest_dtype
+from copick_cryosam.devices import computing_in, fastest_dtype
 from copick_cryosam.errors import DataError, InputError
 from copick_cryosam.sasi import checkpoint as saved
 from copick_cryosam.sasi.held_out import held_out_loss, split
@@ -97,6 +96,7 @@ class _Training:
     ) -> None:
         self.settings, self.device, self.folder, self.progress = settings, device, checkpoint, progress
         plan, ssl = settings.training, settings.self_supervision
+        self.dtype = fastest_dtype(plan.precision, device)
         self.network = load_network(settings, len(classes)).to(device).train()
         # convolutions are a tenth to a fifth faster so on a CPU
         self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -161,7 +161,7 @@ class _Training:
         settings, plan = self.settings, self.settings.training
         _set_rates(self.optimiser, self.rates, done, plan.steps)
         windows = self.cutter.labelled(plan.batch, self.generator)
-        with self._autocast():
+        with computing_in(self.dtype, self.device):
             logits = self.network(windows.volume)
         supervised = dice_focal(logits, windows.labels, windows.weights, settings.loss)
         loss = supervised
@@ -179,7 +179,7 @@ class _Training:
         """Self-interpreted consistency between T of the prediction and the prediction on T of the window."""
         edge = self.network.window
         moves = Spatial.draw(len(volume), self.settings.augment, edge, self.generator)
-        with self._autocast():
+        with computing_in(self.dtype, self.device):
             again = self.network(moves.apply(volume))
         inside = moves.inside((edge, edge, edge)).to(self.device)
         return consistency(again, moves.apply(logits.float()), inside, self.settings.loss)
@@ -188,7 +188,7 @@ class _Training:
         """One self-supervised step."""
         assert self.head is not None
         views = self.cutter.views(self.settings.training.batch, self.generator)
-        with self._autocast():
+        with computing_in(self.dtype, self.device):
             loss = contrastive_loss(self.network, self.head, views, self.settings.self_supervision)
         self._note("contrastive", loss)
         self._descend(self.ssl_optimiser, loss)
@@ -207,11 +207,6 @@ class _Training:
                 hint="Lower training.learning_rate, or choose training.precision fp32",
             )
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if fastest_dtype(self.settings.training.precision, self.device) is torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
     def _note(self, name: str, loss: Tensor) -> None:
         self.sums.setdefault(name, []).append(float(loss.detach()))
 
@@ -228,7 +223,7 @@ class _Training:
                 hint="Lower training.learning_rate, or choose training.precision fp32",
             )
         if supervised and self.split.held_out:
-            with self._autocast():
+            with computing_in(self.dtype, self.device):
                 entry["held_out"] = held_out_loss(self.network, self.held_out)
             if entry["held_out"] < self.best_loss:
                 self.best_loss, self.best_step = entry["held_out"], self.step - self.before

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copick_cryosam.config import SegmenterSettings
-from copick_cryosam.devices import fastest_dtype
+from copick_cryosam.devices import computing_in, fastest_dtype
 from copick_cryosam.segmenters import Decoded
 
 PIXELS = 48
@@ -167,7 +167,7 @@ class PromptNetSegmenter:
         """See `PlaneSegmenter.decode`."""
         images, inside = windows_of(embeddings.stack, planes, windows, window)
         x = assemble(images, inside, to_pixels(points, windows, window), mask_prompts)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16):
+        with computing_in(self._dtype, self._device):
             answer = self._net(x.contiguous(memory_format=torch.channels_last))
         low, iou, presence = (each.float() for each in answer)
         logits = F.interpolate(low[:, None], size=(window, window), mode="bilinear", align_corners=False)[:, 0]

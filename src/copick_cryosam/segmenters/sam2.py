@@ -5,13 +5,12 @@ Its memory, which follows an object through a video, is not used: cross-plane se
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copick_cryosam.config import SegmenterSettings
+from copick_cryosam.foundation.sam_trunk import Padding
 from copick_cryosam.segmenters.sam2_decoder import Sam2Decoder
 from copick_cryosam.segmenters.sam2_trunk import Sam2Trunk
 from copick_cryosam.segmenters.sam_choice import choose
@@ -36,7 +35,7 @@ class Sam2Segmenter(PromptedSam):
         self._decoder = Sam2Decoder(trunk.model, trunk.dtype)
 
     @property
-    def _padding(self) -> Literal["native", "square"]:
+    def _padding(self) -> Padding:
         return "square"  # a feature's place in the square is learnt
 
     def _masks(

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from copick_cryosam.devices import computing_in
+
 __all__ = ["Sam2Decoder"]
 
 _PROMPT_LIMIT = 32.0
@@ -77,7 +79,7 @@ class Sam2Decoder:
             input_boxes=None if boxes is None else boxes[:, None],
             input_masks=None if masks is None else masks[:, None].clamp(-_PROMPT_LIMIT, _PROMPT_LIMIT),
         )
-        with torch.autocast(points.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+        with computing_in(self._dtype, points.device):
             # The positions are the same for all and are added by broadcasting.
             low, iou, _, objects = self._masks(
                 image_embeddings=features[-1],

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copick_cryosam.config import Precision
-from copick_cryosam.devices import compute_dtype
+from copick_cryosam.devices import compute_dtype, computing_in
 from copick_cryosam.foundation.pictures import IMAGENET_MEAN, IMAGENET_STD, in_colours
 
 __all__ = ["Sam2Trunk"]
@@ -79,7 +79,7 @@ class Sam2Trunk:
         normalised = (pictures.to(self.device, torch.float32) - self._mean) / self._std
         filling = max(0, (batch or 0) - count) if self._compiled else 0
         normalised = F.pad(normalised, (0, self.img_size - width, 0, self.img_size - height, 0, 0, 0, filling))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with computing_in(self.dtype, self.device):
             levels = self._forward(normalised)
         return torch.cat([level[:count].flatten(1).to(self.dtype) for level in levels], dim=1)
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from copick_cryosam.devices import computing_in
+
 __all__ = ["MASKS", "SamDecoder"]
 
 MASKS = 4
@@ -80,7 +82,7 @@ class SamDecoder:
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(points), -1, -1)
         tokens = torch.cat([own, sparse], dim=1)
         positions = self._positions[:, :, :height, :width].contiguous()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+        with computing_in(self._dtype, self.device):
             # The positions are the same for all and are added by broadcasting.
             out, image = decoder.transformer(embeddings + dense, positions, tokens)
             upscaled = decoder.output_upscaling(image.transpose(1, 2).unflatten(2, (height, width)))

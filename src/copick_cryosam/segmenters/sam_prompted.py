@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from copick_cryosam.batching import Batches
 from copick_cryosam.config import SegmenterSettings
 from copick_cryosam.errors import InputError
+from copick_cryosam.foundation.sam_trunk import Padding
 from copick_cryosam.segmenters import Decoded
 from copick_cryosam.segmenters.sam_choice import choose
 from copick_cryosam.segmenters.sam_planes import SamPlanes
@@ -60,7 +61,7 @@ class PromptedSam(ABC):
             )
 
     @property
-    def _padding(self) -> Literal["native", "square"]:
+    def _padding(self) -> Padding:
         return self._settings.padding
 
     def embed(self, volume: Tensor, axis: int, radius_vox: float) -> SamPlanes:
@@ -79,31 +80,21 @@ class PromptedSam(ABC):
         mask_prompts: Tensor | None,
     ) -> Decoded:
         """See `PlaneSegmenter.decode`."""
+        most = self.prompts_on_cpu
+        if self._device.type == "cpu" and most is not None and len(planes) > most:
+            parts = [
+                self.decode(
+                    embeddings,
+                    planes[some],
+                    points[some],
+                    windows[some],
+                    window,
+                    None if mask_prompts is None else mask_prompts[some],
+                )
+                for some in (slice(start, start + most) for start in range(0, len(planes), most))
+            ]
+            return Decoded(**{name: torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS})
         prompts = None if mask_prompts is None else mask_prompts.to(self._device, torch.float32)
-        count = max(1, len(planes))
-        at_once = (self.prompts_on_cpu if self._device.type == "cpu" else None) or count
-        parts = [
-            self._decode(
-                embeddings,
-                planes[some],
-                points[some],
-                windows[some],
-                window,
-                None if prompts is None else prompts[some],
-            )
-            for some in (slice(start, start + at_once) for start in range(0, count, at_once))
-        ]
-        return Decoded(**{name: torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS})
-
-    def _decode(
-        self,
-        embeddings: SamPlanes,
-        planes: Tensor,
-        points: Tensor,
-        windows: Tensor,
-        window: int,
-        prompts: Tensor | None,
-    ) -> Decoded:
         coordinates = embeddings.geometry.to_picture(points.to(self._device))
         before = None if prompts is None else (prompts > 0) & embeddings.inside
         boxes = boxed = None

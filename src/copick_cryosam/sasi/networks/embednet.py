@@ -65,8 +65,8 @@ class EmbedNetDetector(Network):
         """See `Network.forward`."""
         features = self.net.trunk(x.clamp(-_CLIP, _CLIP))
         # unit vectors, as strong together as the other features are each
-        kind = F.normalize(self.net.embedding(features), dim=1) * self.net.dim**0.5
-        logits = self.head(torch.cat([features, kind, self.net.maps(features)], dim=1))
+        kind, maps = self.net.heads(features)
+        logits = self.head(torch.cat([features, kind * self.net.dim**0.5, maps], dim=1))
         # cell i is centred on voxel 2 i + 0.5, which is what align_corners=False takes it for
         return F.interpolate(logits, scale_factor=STRIDE, mode="trilinear", align_corners=False)
 
