@@ -27,7 +27,9 @@ Loss = Callable[[Sample, int], tuple[Tensor, Sequence[float]] | None]
 def options(description: str | None, steps: int) -> argparse.ArgumentParser:
     """The options that both trainings have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=Path, required=True, help="folder of samples (see pool.py)")
+    parser.add_argument(
+        "--pool", type=Path, nargs="+", required=True, help="folders of samples (see pool.py), taken in turn"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint.pt and curve.csv")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace, net: nn.Module, loss_of: Loss, columns: S
     """Train `net`; a checkpoint every `CHECKPOINT_EVERY` steps, from which an interrupted training goes on.
 
     Every step draws its sample and its random numbers from the seed and its own number, so that a resumed
-    training is the uninterrupted one (as long as the pool is the same).
+    training is the uninterrupted one (as long as the pools are the same).
     """
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.init is not None:
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace, net: nn.Module, loss_of: Loss, columns: S
     began = time.perf_counter()
     followed: list[Sequence[float]] = []
     while step < arguments.steps:
-        paths = sample_paths(arguments.pool)
+        paths = sample_paths(arguments.pool[step % len(arguments.pool)])
         chosen = int(np.random.default_rng([arguments.seed, step]).integers(len(paths)))
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, arguments.steps, arguments.rate)

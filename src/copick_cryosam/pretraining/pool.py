@@ -33,6 +33,9 @@ SAMPLE_SHAPE = (48, 128, 128)
 LOOK_ALIKES = 0.6
 """Share of kinds after the first that are made to resemble the kind before: same family, about the same size."""
 
+LUMPS = (1.0, 2.6)
+"""Gaussian widths, voxels, of the lumps that large random shapes consist of: 10 to 26 Å, whatever their size."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:
@@ -67,22 +70,24 @@ def draw_shapes(
     """Kinds for one sample, in half of the samples with look-alikes among them: barrels of one size, say.
 
     What parts a barrel from a rod is soon learnt; what parts two barrels has to be asked for. Shapes that do not
-    resemble another have a radius between `radii`, voxels; None: of `random_shape`.
+    resemble another have a radius between `radii`, voxels, and lumps of `LUMPS`; None: of `random_shape`.
     """
     families = sorted(set(FAMILIES) - set(HELD_OUT_FAMILIES))
     look_alikes = LOOK_ALIKES if rng.random() < 0.5 else 0.0
     shapes: list[Shape] = []
+    lump = None if radii is None else float(rng.uniform(*LUMPS))
     for k in range(kinds):
         if shapes and rng.random() < look_alikes:
             like = shapes[-1]
             family = like.family if like.family in families else str(rng.choice(families))
             radius = like.radius * float(rng.uniform(0.88, 1.12))
-            shapes.append(random_shape(rng, family=family, radius=radius, name=f"shape-{k}"))
+            shapes.append(random_shape(rng, family=family, radius=radius, name=f"shape-{k}", lump=lump))
         elif maps and rng.random() < 0.4:
             shapes.append(maps[int(rng.integers(len(maps)))])
         else:
             size = None if radii is None else float(np.exp(rng.uniform(*np.log(radii))))
-            shapes.append(random_shape(rng, family=str(rng.choice(families)), radius=size, name=f"shape-{k}"))
+            family = str(rng.choice(families))
+            shapes.append(random_shape(rng, family=family, radius=size, name=f"shape-{k}", lump=lump))
     return shapes
 
 

@@ -179,7 +179,12 @@ FAMILIES: dict[str, Callable[[np.random.Generator], Cloud]] = {
 
 
 def random_shape(
-    rng: np.random.Generator, *, family: str | None = None, radius: float | None = None, name: str = "shape"
+    rng: np.random.Generator,
+    *,
+    family: str | None = None,
+    radius: float | None = None,
+    name: str = "shape",
+    lump: float | None = None,
 ) -> Shape:
     """A new complex.
 
@@ -187,6 +192,8 @@ def random_shape(
     ----------
     family : one of `FAMILIES`; drawn at random when None
     radius : voxels, about the radius of the result; drawn from 4 to 15 when None, small ones more often
+    lump : voxels; domains are broken into lumps of about this Gaussian width, as those of large complexes are;
+        None: into one to three whatever their size
     """
     family = family or str(rng.choice(sorted(FAMILIES)))
     radius = radius or float(np.exp(rng.uniform(np.log(4.5), np.log(15))))
@@ -196,10 +203,13 @@ def random_shape(
     scale = radius / outer
     # domains are lumpy themselves: two or three sub-lumps each, at about 20 Å
     lumps = int(rng.integers(1, 4))
+    if lump is not None:
+        lumps = max(lumps, min(12, round((float(np.median(widths)) * scale / lump) ** 3)))
     sites = np.repeat(points, lumps, axis=0) * scale
     sigma = np.repeat(widths, lumps) * scale
     sites = sites + rng.normal(size=sites.shape) * sigma[:, None] * (0.7 if lumps > 1 else 0.0)
-    sigma = np.maximum(sigma * (0.75 if lumps > 1 else 1.0), 0.9)
+    narrower = (0.75 if lumps > 1 else 1.0) if lump is None else max(0.55, lumps ** (-1 / 3))
+    sigma = np.maximum(sigma * narrower, 0.9)
     weights = rng.uniform(0.6, 1.4, size=len(sites))
     return finish(name, family, _render(sites, sigma, weights))
 

@@ -45,6 +45,12 @@ class Batch:
     kinds: tuple[Tensor, Tensor]
 
 
+def crop_of(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Three quarters of a sample across, all of its depth, in multiples of the net's coarsest cell, 16 voxels."""
+    z, y, x = shape
+    return z // 16 * 16, y * 3 // 4 // 16 * 16, x * 3 // 4 // 16 * 16
+
+
 def prepare(sample: Sample, rng: np.random.Generator, crop: tuple[int, int, int]) -> Batch:
     """Crop, flip and turn a sample, both tomograms alike, and bring its truth to the net's stride."""
     flips = [axis for axis in range(3) if rng.random() < 0.5]
@@ -162,7 +168,8 @@ def train(arguments: argparse.Namespace) -> None:
 
     def loss_of(sample: Sample, step: int) -> tuple[Tensor, Sequence[float]]:
         generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
-        batch = prepare(sample, np.random.default_rng([arguments.seed, step, 1]), tuple(arguments.crop))
+        rng = np.random.default_rng([arguments.seed, step, 1])
+        batch = prepare(sample, rng, crop_of(sample.volumes.shape[1:]))
         # in the second half the batch statistics stand still, as they do when the net is used
         net.train(step < arguments.steps // 2)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
@@ -178,7 +185,6 @@ def main() -> None:
     """Parse the command line and train."""
     parser = loop.options(__doc__, steps=5200)
     parser.add_argument("--heads-weight", type=float, default=2.0)
-    parser.add_argument("--crop", type=int, nargs=3, default=(48, 96, 96))
     train(parser.parse_args())
 
 

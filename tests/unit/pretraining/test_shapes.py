@@ -41,6 +41,21 @@ def test_the_radius_holds_95_percent_of_the_envelope():
     assert (distance <= shape.radius).mean() == pytest.approx(0.95, abs=0.01)
 
 
+@pytest.mark.parametrize("family", ["globule", "barrel", "assembly"])
+def test_lumps_of_a_width_keep_the_size_and_add_detail(family):
+    """A shape of lumps differs from its own blur more than one of whole domains does."""
+
+    def detail(lump):
+        shapes = [random_shape(np.random.default_rng(seed), family=family, radius=16.0, lump=lump) for seed in range(3)]
+        blurs = [ndimage.gaussian_filter(s.density, 1.5) for s in shapes]
+        fine = [np.std(s.density - blur) / s.density.std() for s, blur in zip(shapes, blurs, strict=True)]
+        return np.mean([s.radius for s in shapes]), np.mean(fine)
+
+    (whole_radius, whole), (radius, fine) = detail(None), detail(1.2)
+    assert abs(radius / whole_radius - 1) < 0.2
+    assert fine > 1.2 * whole
+
+
 def test_the_same_seed_gives_the_same_shape_and_another_one_another():
     one, same, other = (random_shape(np.random.default_rng(seed), radius=7.0) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.density, same.density)

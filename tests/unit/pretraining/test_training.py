@@ -63,13 +63,12 @@ def _small(monkeypatch):
 
 def arguments(pool: Path, out: Path, steps: int = 2) -> Namespace:
     return Namespace(
-        pool=pool,
+        pool=[pool],
         out=out,
         init=None,
         steps=steps,
         rate=2e-3,
         heads_weight=2.0,
-        crop=(32, 32, 32),
         seed=3,
         threads=1,
         bf16=False,
@@ -207,6 +206,31 @@ def test_flips_and_crops_move_volume_and_truth_alike():
             assert int(batch.labels[t].max()) < len(batch.kinds[t])
             assert batch.kinds[t][1:].tolist() == sample.kinds[t].tolist()
     assert peaks_seen > 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "crop"),
+    [((48, 128, 128), (48, 96, 96)), ((64, 160, 160), (64, 112, 112)), ((75, 201, 149), (64, 144, 96))],
+)
+def test_crops_are_of_whole_coarse_cells_and_leave_room_to_move(shape, crop):
+    assert train_embednet.crop_of(shape) == crop
+
+
+def test_pools_are_taken_in_turn(pool, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    save_sample(tiny_sample(7), other / "sample-00007.npz")
+    seen = []
+
+    def noted(path):
+        seen.append(path.parent)
+        return load_sample(path)
+
+    monkeypatch.setattr(loop, "load_sample", noted)
+    wanted = arguments(pool, tmp_path / "out", steps=4)
+    wanted.pool = [pool, other]
+    train_embednet.train(wanted)
+    assert seen == [pool, other, pool, other]
 
 
 def test_heat_peaks_at_every_centre():
