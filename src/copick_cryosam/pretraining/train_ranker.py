@@ -33,12 +33,17 @@ from copick_cryosam.matching import propose
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths
 from copick_cryosam.ranker import MEMBERS, Ranker, Rankers, load_rankers
-from copick_cryosam.second_look import Rank, look_again, look_at_seeds, reference_of
-from copick_cryosam.types import FloatArray, VoxelPoints, centroids
+from copick_cryosam.second_look import Rank, choose, look_again, look_at_seeds, reference_of
+from copick_cryosam.types import FloatArray, Proposals, VoxelPoints, centroids
 from copick_cryosam.wedge import estimate_wedge
 
 SEEDS = (1, 1, 1, 2, 3, 5)
 """How many seeds a search starts from, drawn with equal chances."""
+
+THINNED = 2 / 3
+"""Share of searches in which particles of the kind are taken out."""
+FEWEST = 0.05
+"""Least share of the particles that is left in those."""
 
 
 def collect(
@@ -75,9 +80,12 @@ def collect(
         )
         reference = reference_of(aligner, [seeds])
         for t, tomogram in enumerate(opened):
-            proposals = propose(tomogram.features, query, radius, model.settings.matching)[:candidates]
+            proposals = propose(tomogram.features, query, radius, model.settings.matching)
+            proposals = thinned(proposals, truths[t], radius, rng, kept=clicks if t == 0 else None)
             if len(proposals) < 3:
                 continue
+            chosen, context = choose(len(proposals), tomogram.volume.size, radius, candidates)
+            proposals = proposals[chosen]
             look = look_again(
                 aligner,
                 tomogram.volume,
@@ -87,7 +95,7 @@ def collect(
                 reference,
                 radius,
                 rank,
-                np.arange(len(proposals)),
+                context,
             )
             true = _is_true(proposals.points, truths[t], radius)
             # the seeds themselves are no lesson
@@ -119,6 +127,32 @@ def _clicks(
     chosen = centres[rng.choice(inner, size=count, replace=False)]
     clicks = chosen + rng.normal(size=chosen.shape) * 0.15 * radius
     return VoxelPoints(np.clip(clicks, 0, np.array(shape) - 1))
+
+
+def thinned(
+    proposals: Proposals,
+    truth: NDArray[np.float64],
+    radius: float,
+    rng: np.random.Generator,
+    kept: VoxelPoints | None = None,
+) -> Proposals:
+    """Take particles of the kind out, in `THINNED` of all calls, as if the tomogram held fewer or none of them.
+
+    A pool's samples are crowded; how many particles a user's tomogram holds, nobody knows, and where to stop depends
+    on it. Candidates within a radius of a particle that is taken out go with it.
+
+    Parameters
+    ----------
+    kept : points whose particles stay: the seeds
+    """
+    if len(truth) == 0 or rng.random() >= THINNED:
+        return proposals
+    share = np.exp(rng.uniform(np.log(FEWEST), 0.0))
+    out = rng.random(len(truth)) >= share
+    if kept is not None:
+        out &= np.linalg.norm(truth[:, None] - kept.zyx[None], axis=2).min(axis=1) > radius
+    distance = np.linalg.norm(proposals.points.zyx[:, None] - truth[None], axis=2)
+    return proposals[~(out[distance.argmin(axis=1)] & (distance.min(axis=1) <= radius))]
 
 
 def _is_true(points: VoxelPoints, truth: NDArray[np.float64], radius: float) -> FloatArray:
@@ -220,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", type=Path, default=None)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", action="store_true", help="collect before there is a first net")
-    parser.add_argument("--candidates", type=int, default=150)
+    parser.add_argument("--candidates", type=int, default=250, help="at most so many of a search are looked at")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
