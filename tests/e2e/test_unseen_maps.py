@@ -15,7 +15,7 @@ import torch
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.pool import HELD_OUT_MAPS, training_maps
 from copick_cryosam.pretraining.shapes import read_shape
-from copick_cryosam.pretraining.validate import data_set, score_kind
+from copick_cryosam.pretraining.validate import Layout, data_set, score_kind
 
 TEMPLATES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "templates"
 
@@ -34,7 +34,7 @@ def test_one_seed_beats_the_difference_of_gaussians() -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng(20)
     shapes = [read_shape(TEMPLATES / f"{name}.mrc") for name in HELD_OUT_MAPS]
-    data = data_set(shapes, 0.1, rng, tomograms=1, shape_zyx=(64, 160, 160), count=8)
+    data = data_set(shapes, 0.1, rng, Layout(shape_zyx=(64, 160, 160), count=8, tomograms=1))
     model = CryoSAM.from_preset("embedded", device="cpu")
     opened = [model.open(volume, None, 8.0, polarity="light") for volume, _ in data]
     specimens = [specimen for _, specimen in data]

@@ -35,11 +35,11 @@ from copick_cryosam.pretraining.score_averages import AverageScore, Pick, densit
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen, crop_truth
 from copick_cryosam.pretraining.validate import (
-    COUNT,
-    SHAPE,
+    Layout,
     data_set,
     embedded,
     held_out_shapes,
+    layout_of,
     options,
     tuning_shapes,
 )
@@ -218,9 +218,8 @@ def measure(
     snrs: Sequence[float],
     seed: int,
     *,
+    layout: Layout,
     tuning: bool = False,
-    shape_zyx: tuple[int, int, int] = SHAPE,
-    count: int = COUNT,
 ) -> list[KindAlignment]:
     """All repeats at all signal-to-noise ratios."""
     rows = []
@@ -228,7 +227,7 @@ def measure(
         for snr in snrs:
             rng = np.random.default_rng([seed, repeat, round(1000 * snr)])
             shapes = (tuning_shapes if tuning else held_out_shapes)(templates, rng)
-            data = data_set(shapes, snr, rng, count=count, shape_zyx=shape_zyx)
+            data = data_set(shapes, snr, rng, layout)
             opened = [model.open(volume, None, 8.0, polarity="light") for volume, _ in data]
             for kind, shape in enumerate(shapes):
                 same = self_symmetries(ndimage.gaussian_filter(shape.density, _BLUR * shape.radius))
@@ -283,10 +282,7 @@ def table(rows: Sequence[KindAlignment]) -> str:
 
 def main() -> None:
     """Parse the command line, measure, print the tables."""
-    parser = options(__doc__, seed=1234, threads=1)
-    parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, help="voxels of a tomogram, z y x")
-    parser.add_argument("--count", type=int, default=COUNT, help="particles of each kind to place in a tomogram")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, seed=1234, threads=1).parse_args()
     torch.set_num_threads(arguments.threads)
     rows = measure(
         _Timed.from_settings(embedded(arguments.precision)),
@@ -294,9 +290,8 @@ def main() -> None:
         arguments.repeats,
         arguments.snr,
         arguments.seed,
+        layout=layout_of(arguments),
         tuning=arguments.tuning,
-        shape_zyx=tuple(arguments.shape),
-        count=arguments.count,
     )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")

@@ -27,12 +27,10 @@ from copick_cryosam.errors import SeedError
 from copick_cryosam.findings import Tomogram
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.simulate import Specimen, centres_inside, crop_truth
-from copick_cryosam.pretraining.validate import data_set, tuning_shapes
+from copick_cryosam.pretraining.validate import Layout, data_set, tuning_shapes
 from copick_cryosam.types import VoxelPoints
 
-SHAPE = (64, 176, 176)
-COUNT = 8
-"""Particles of each kind that are tried to be placed in each tomogram."""
+LAYOUT = Layout(shape_zyx=(64, 176, 176), count=8)
 MOST = 5
 """Seeds of each sort that are segmented in each tomogram."""
 TRIALS = 6
@@ -130,7 +128,7 @@ def draw(
         for snr in snrs:
             rng = np.random.default_rng([seed, repeat, round(1000 * snr)])
             shapes = tuning_shapes(templates, rng)
-            data = data_set(shapes, snr, rng, shape_zyx=SHAPE, count=COUNT)
+            data = data_set(shapes, snr, rng, LAYOUT)
             opened = [model.open(volume, None, 8.0, polarity="light") for volume, _ in data]
             for kind, shape in enumerate(shapes):
                 found = evidence_of(model, opened, [one for _, one in data], kind, shape.radius, rng)

@@ -26,14 +26,12 @@ from copick_cryosam.config import SegmenterSettings, override, preset
 from copick_cryosam.contrast import standardise
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import Specimen, centres_inside, crop_truth
-from copick_cryosam.pretraining.validate import data_set, tuning_shapes
+from copick_cryosam.pretraining.validate import Layout, data_set, tuning_shapes
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import CrossPlaneMask, segment
 from copick_cryosam.types import VoxelPoints
 
-SHAPE = (64, 160, 160)
-COUNT = 8
-"""Particles of each kind that are tried to be placed in each tomogram."""
+LAYOUT = Layout(shape_zyx=(64, 160, 160), count=8, tomograms=1)
 JITTER = 0.15
 """Standard deviation of a prompt from the true centre on each axis, in radii."""
 VARIANTS = (
@@ -93,7 +91,7 @@ def prompts_of(
 def scene(templates: Path | None, snr: float, rng: np.random.Generator) -> list[Prompts]:
     """One simulated tomogram of the tuning kinds; kinds without a particle in it are left out."""
     shapes = tuning_shapes(templates, rng)
-    ((raw, specimen),) = data_set(shapes, snr, rng, tomograms=1, shape_zyx=SHAPE, count=COUNT)
+    ((raw, specimen),) = data_set(shapes, snr, rng, LAYOUT)
     volume = standardise(raw)
     found = [prompts_of(volume, specimen, kind, shape, rng) for kind, shape in enumerate(shapes)]
     return [one for one in found if len(one.truth)]

@@ -1,9 +1,10 @@
 """Score the embedded models on kinds that training never saw, through the pipeline that users run.
 
     python -m copick_cryosam.pretraining.validate --templates FOLDER [--repeats 3] [--precision fp32] [--json FILE]
+        [--shape 100 100 100 --count 3 --tomograms 3]
 
-Every repeat simulates a data set of two crowded tomograms with the held-out maps and families. One
-particle of a kind in the first tomogram is the only seed; both tomograms are searched. The program
+Every repeat simulates a data set of two crowded tomograms (or as the options say) with the held-out maps and
+families. One particle of a kind in the first tomogram is the only seed; all tomograms are searched. The program
 chooses its own threshold; beside it stand the best possible threshold (oracle) and the trivial baseline,
 a difference of Gaussians of the object's radius, with its own threshold and with the best possible one.
 Tolerance one radius, one-to-one, the seed left out of both sides.
@@ -33,9 +34,21 @@ from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape, rea
 from copick_cryosam.pretraining.simulate import Scene, Specimen, centres_inside, crop_truth, simulate
 from copick_cryosam.types import AngstromPoints, Grid, Instance, VoxelPoints, centroids
 
-SHAPE = (72, 224, 224)
-COUNT = 14
-"""Particles of each kind that are tried to be placed in each tomogram."""
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How large a simulated data set is.
+
+    Attributes
+    ----------
+    shape_zyx : voxels of each tomogram
+    count : particles of each kind that are tried to be placed in each tomogram
+    tomograms : how many there are
+    """
+
+    shape_zyx: tuple[int, int, int] = (72, 224, 224)
+    count: int = 14
+    tomograms: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +91,13 @@ def tuning_shapes(templates: Path | None, rng: np.random.Generator) -> list[Shap
 
 
 def data_set(
-    shapes: Sequence[Shape],
-    snr: float,
-    rng: np.random.Generator,
-    *,
-    tomograms: int = 2,
-    shape_zyx: tuple[int, int, int] = SHAPE,
-    count: int = COUNT,
+    shapes: Sequence[Shape], snr: float, rng: np.random.Generator, layout: Layout
 ) -> list[tuple[NDArray[np.float32], Specimen]]:
     """Tomograms of one data set: the conditions of a good modern one, two membranes each."""
     imaging = Imaging(snr=snr, tilt_range=60, tilt_step=3, defocus=float(rng.uniform(20000, 45000)))
-    scene = Scene(shape_zyx=shape_zyx, counts=(count,) * len(shapes), membranes=2, filaments=1, beads=2, gap=1)
-    return [simulate(scene, shapes, imaging, rng) for _ in range(tomograms)]
+    counts = (layout.count,) * len(shapes)
+    scene = Scene(shape_zyx=layout.shape_zyx, counts=counts, membranes=2, filaments=1, beads=2, gap=1)
+    return [simulate(scene, shapes, imaging, rng) for _ in range(layout.tomograms)]
 
 
 def score_kind(
@@ -194,7 +202,14 @@ def mask_dices(instances: Sequence[Instance], specimen: Specimen, kind: int) -> 
 
 
 def validate(
-    model: CryoSAM, templates: Path | None, repeats: int, snrs: Sequence[float], seed: int, *, tuning: bool = False
+    model: CryoSAM,
+    templates: Path | None,
+    repeats: int,
+    snrs: Sequence[float],
+    seed: int,
+    layout: Layout,
+    *,
+    tuning: bool = False,
 ) -> list[KindScore]:
     """All repeats at all signal-to-noise ratios."""
     rows = []
@@ -202,7 +217,7 @@ def validate(
         for snr in snrs:
             rng = np.random.default_rng([seed, repeat, round(1000 * snr)])
             shapes = (tuning_shapes if tuning else held_out_shapes)(templates, rng)
-            data = data_set(shapes, snr, rng)
+            data = data_set(shapes, snr, rng, layout)
             opened = [model.open(volume, None, 8.0, polarity="light") for volume, _ in data]
             specimens = [specimen for _, specimen in data]
             for kind, shape in enumerate(shapes):
@@ -238,9 +253,18 @@ def options(description: str | None, *, seed: int, threads: int = 2) -> argparse
     parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--tuning", action="store_true", help="kinds that training saw, to choose settings on")
     parser.add_argument("--threads", type=int, default=threads)
+    usual = Layout()
+    parser.add_argument("--shape", type=int, nargs=3, default=usual.shape_zyx, help="voxels of a tomogram, z y x")
+    parser.add_argument("--count", type=int, default=usual.count, help="particles of each kind to place in a tomogram")
+    parser.add_argument("--tomograms", type=int, default=usual.tomograms, help="of a data set")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of both nets")
     parser.add_argument("--json", type=Path, default=None)
     return parser
+
+
+def layout_of(arguments: argparse.Namespace) -> Layout:
+    """The layout that `options` asked for."""
+    return Layout(shape_zyx=tuple(arguments.shape), count=arguments.count, tomograms=arguments.tomograms)
 
 
 def embedded(precision: Precision) -> Settings:
@@ -255,7 +279,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model = CryoSAM.from_settings(embedded(arguments.precision))
     rows = validate(
-        model, arguments.templates, arguments.repeats, arguments.snr, arguments.seed, tuning=arguments.tuning
+        model,
+        arguments.templates,
+        arguments.repeats,
+        arguments.snr,
+        arguments.seed,
+        layout_of(arguments),
+        tuning=arguments.tuning,
     )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([vars(row) for row in rows], indent=1), encoding="utf-8")

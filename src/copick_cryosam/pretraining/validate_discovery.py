@@ -28,7 +28,15 @@ from copick_cryosam.discovery import discover
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen, crop_truth
-from copick_cryosam.pretraining.validate import data_set, embedded, held_out_shapes, options, tuning_shapes
+from copick_cryosam.pretraining.validate import (
+    Layout,
+    data_set,
+    embedded,
+    held_out_shapes,
+    layout_of,
+    options,
+    tuning_shapes,
+)
 from copick_cryosam.types import FloatArray, VoxelPoints
 
 __all__ = ["SetScore", "adjusted_rand_index", "score_set"]
@@ -218,14 +226,21 @@ def kinds_of(templates: Path | None, rng: np.random.Generator, *, tuning: bool) 
 
 
 def validate(
-    model: CryoSAM, templates: Path | None, repeats: int, snrs: Sequence[float], seed: int, *, tuning: bool
+    model: CryoSAM,
+    templates: Path | None,
+    repeats: int,
+    snrs: Sequence[float],
+    seed: int,
+    layout: Layout,
+    *,
+    tuning: bool,
 ) -> list[SetScore]:
     """All repeats at all signal-to-noise ratios."""
     rows = []
     for repeat in range(repeats):
         for snr in snrs:
             rng = np.random.default_rng([seed, repeat, round(1000 * snr)])
-            data = data_set(kinds_of(templates, rng, tuning=tuning), snr, rng)
+            data = data_set(kinds_of(templates, rng, tuning=tuning), snr, rng, layout)
             rows.append(score_set(model, data, repeat, snr))
             print(" ".join(f"{k}={v:.3g}" for k, v in asdict(rows[-1]).items()), flush=True)
     return rows
@@ -252,7 +267,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model = CryoSAM.from_settings(embedded(arguments.precision))
     rows = validate(
-        model, arguments.templates, arguments.repeats, arguments.snr, arguments.seed, tuning=arguments.tuning
+        model,
+        arguments.templates,
+        arguments.repeats,
+        arguments.snr,
+        arguments.seed,
+        layout_of(arguments),
+        tuning=arguments.tuning,
     )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
