@@ -110,7 +110,7 @@ def score_kind(
 ) -> dict[str, float] | None:
     """One seed in the first tomogram, scored over all; None where there are too few particles."""
     truths = [centres_inside(specimen, kind) for specimen in specimens]
-    if len(truths[0]) < 3:
+    if len(truths[0]) < 2:
         return None
     size = np.array(opened[0].volume.shape)
     margin = np.array([0.5, 1, 1]) * shape.radius
