@@ -40,16 +40,12 @@ from copick_cryosam.wedge import estimate_wedge
 SEEDS = (1, 1, 1, 2, 3, 5)
 """How many seeds a search starts from, drawn with equal chances."""
 
-THINNED = 2 / 3
-"""Share of searches in which particles of the kind are taken out."""
 FEWEST = 0.05
-"""Least share of the particles that is left in those."""
-WEIGHT_DECAY = 1.0
-"""With a hundredth of it, the nets are too sure of searches they were not fitted to: of 0.80, 0.65 were true."""
+"""Least share of the particles that is left where some are taken out."""
 
 
 def collect(
-    model: CryoSAM, sample: Sample, rng: np.random.Generator, rank: Rank, candidates: int
+    model: CryoSAM, sample: Sample, rng: np.random.Generator, rank: Rank, candidates: int, thin: float
 ) -> dict[str, FloatArray]:
     """Evidence of all candidates of one sample: first, second, truth, and the group (kind and tomogram) of each row."""
     volumes = [np.asarray(volume, dtype=np.float32) for volume in sample.volumes]
@@ -83,7 +79,8 @@ def collect(
         reference = reference_of(aligner, [seeds])
         for t, tomogram in enumerate(opened):
             proposals = propose(tomogram.features, query, radius, model.settings.matching)
-            proposals = thinned(proposals, truths[t], radius, rng, kept=clicks if t == 0 else None)
+            if rng.random() < thin:
+                proposals = thinned(proposals, truths[t], radius, rng, kept=clicks if t == 0 else None)
             if len(proposals) < 3:
                 continue
             chosen, context = choose(len(proposals), tomogram.volume.size, radius, candidates)
@@ -138,7 +135,7 @@ def thinned(
     rng: np.random.Generator,
     kept: VoxelPoints | None = None,
 ) -> Proposals:
-    """Take particles of the kind out, in `THINNED` of all calls, as if the tomogram held fewer or none of them.
+    """Take particles of the kind out, as if the tomogram held fewer or none of them.
 
     A pool's samples are crowded; how many particles a user's tomogram holds, nobody knows, and where to stop depends
     on it. Candidates within a radius of a particle that is taken out go with it.
@@ -147,7 +144,7 @@ def thinned(
     ----------
     kept : points whose particles stay: the seeds
     """
-    if len(truth) == 0 or rng.random() >= THINNED:
+    if len(truth) == 0:
         return proposals
     share = np.exp(rng.uniform(np.log(FEWEST), 0.0))
     out = rng.random(len(truth)) >= share
@@ -170,7 +167,9 @@ def _is_true(points: VoxelPoints, truth: NDArray[np.float64], radius: float) -> 
     return true
 
 
-def fit(evidence: FloatArray, truth: FloatArray, group: FloatArray, seed: int, steps: int = 3000) -> Ranker:
+def fit(
+    evidence: FloatArray, truth: FloatArray, group: FloatArray, seed: int, weight_decay: float, steps: int = 3000
+) -> Ranker:
     """Train an ensemble: each member on a bootstrap of the groups, cross-entropy, so that it is calibrated."""
     torch.manual_seed(seed)
     net = Ranker(evidence.shape[1])
@@ -182,7 +181,7 @@ def fit(evidence: FloatArray, truth: FloatArray, group: FloatArray, seed: int, s
     groups = int(index.max()) + 1
     bags = [np.bincount(rng.integers(groups, size=groups), minlength=groups)[index] for _ in range(MEMBERS)]
     draws = [np.repeat(np.arange(len(bag)), bag) for bag in bags]
-    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=WEIGHT_DECAY)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         loss = torch.zeros(())
@@ -230,7 +229,7 @@ def _collect_all(arguments: argparse.Namespace) -> None:
         if target.exists():
             continue
         rng = np.random.default_rng([arguments.seed, int(path.stem.split("-")[-1])])
-        found = collect(model, load_sample(path), rng, rank, arguments.candidates)
+        found = collect(model, load_sample(path), rng, rank, arguments.candidates, arguments.thin)
         partial = target.with_suffix(".partial.npz")
         np.savez_compressed(partial, **found)  # type: ignore[arg-type]
         partial.replace(target)
@@ -241,8 +240,9 @@ def _fit_all(arguments: argparse.Namespace) -> None:
     data = read(arguments.out)
     tensors = {}
     rankers = Rankers()
-    rankers.first = fit(data["first"], data["truth"], data["group"], arguments.seed)
-    rankers.second = fit(data["second"], data["truth"], data["group"], arguments.seed)
+    for name in ("first", "second"):
+        net = fit(data[name], data["truth"], data["group"], arguments.seed, arguments.weight_decay)
+        setattr(rankers, name, net)
     tensors = {key: value.contiguous() for key, value in copy.deepcopy(rankers.state_dict()).items()}
     target = arguments.weights or Path(copick_cryosam.weights.__file__).with_name("ranker.safetensors")
     save_file(tensors, target)
@@ -256,7 +256,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", type=Path, default=None)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", action="store_true", help="collect before there is a first net")
-    parser.add_argument("--candidates", type=int, default=250, help="at most so many of a search are looked at")
+    parser.add_argument("--candidates", type=int, default=150, help="at most so many of a search are looked at")
+    parser.add_argument("--thin", type=float, default=0.0, help="share of searches in which particles are taken out")
+    parser.add_argument("--weight-decay", type=float, default=1e-2)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
