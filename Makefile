@@ -67,6 +67,7 @@ bench-foundation: $(INSTALLED)
 
 microtubule: $(INSTALLED)
 	$(BIN)/python tests/e2e/microtubule.py
+	$(BIN)/python tests/e2e/microtubule.py --no-second-look
 
 # TEMPLATES holds density maps as MRC files of 10 Å voxels.
 sasi-table: $(INSTALLED)

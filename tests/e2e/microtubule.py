@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from copick_cryosam.baseline import pick_blobs
 from copick_cryosam.compute import Listener, Outcome, Summary, run_job
-from copick_cryosam.config import Settings, preset
+from copick_cryosam.config import Settings, override, preset
 from copick_cryosam.contrast import standardise
 from copick_cryosam.io.creating import NewObject, add_picks, add_tomogram, create_project
 from copick_cryosam.io.job import Job, PicksUri
@@ -190,12 +190,16 @@ def main() -> None:
     """Pick and print the figures."""
     parser = argparse.ArgumentParser(description="Figures on a real tomogram of a microtubule")
     parser.add_argument("--preset", default="embedded")
+    parser.add_argument("--no-second-look", action="store_true", help="rank by similarity alone")
     parser.add_argument("--figure", type=Path, help="save slices with outlines as PNG")
     given = parser.parse_args()
     if not DATA.is_file():
         raise SystemExit(f"data: expected {DATA}, found nothing")
     with tempfile.TemporaryDirectory() as folder:
-        result = pick(Path(folder), preset(given.preset))
+        settings = preset(given.preset)
+        if given.no_second_look:
+            settings = override(settings, {"alignment": {"second_look": False}})
+        result = pick(Path(folder), settings)
     print(table(result))
     if given.figure is not None:
         save_figure(result, given.figure)
