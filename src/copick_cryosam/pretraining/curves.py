@@ -37,7 +37,7 @@ from copick_cryosam.pretraining.exam import Clicks, Exam, draw_clicks
 from copick_cryosam.pretraining.ranking import NOTHING, Ranked, gather, rank, segment_seeds
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import Scene, Specimen, build, centres_inside
-from copick_cryosam.pretraining.validate import held_out_shapes, tuning_shapes
+from copick_cryosam.pretraining.validate import shapes_of
 from copick_cryosam.types import FloatArray, Grid, Instance, VoxelPoints
 
 LEAST_LEFT = 5
@@ -261,7 +261,7 @@ def measure_data_set(
     torch.set_num_threads(1)
     began = time.perf_counter()
     rng = np.random.default_rng([seed, repeat])
-    shapes = (tuning_shapes if tuning else held_out_shapes)(templates, rng)
+    shapes = shapes_of(templates, rng, tuning=tuning)
     scene = Scene(
         shape_zyx=plan.shape_zyx, counts=(plan.count,) * len(shapes), membranes=2, filaments=1, beads=2, gap=1
     )

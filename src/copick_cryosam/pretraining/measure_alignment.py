@@ -13,12 +13,10 @@ Averages take the best picks over all tomograms (`score_averages.py`).
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,15 +32,7 @@ from copick_cryosam.pretraining.measure_orientations import Rotations, orientati
 from copick_cryosam.pretraining.score_averages import AverageScore, Pick, density_in_pose, score_averages
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen, crop_truth
-from copick_cryosam.pretraining.validate import (
-    Layout,
-    data_set,
-    embedded,
-    held_out_shapes,
-    layout_of,
-    options,
-    tuning_shapes,
-)
+from copick_cryosam.pretraining.validate import Survey, embedded, options, save_rows, survey_of
 from copick_cryosam.types import Pose, VoxelPoints, centroids
 
 CLOSE = 20.0
@@ -211,40 +201,27 @@ def measure_kind(
     )
 
 
-def measure(
-    model: _Timed,
-    templates: Path | None,
-    repeats: int,
-    snrs: Sequence[float],
-    seed: int,
-    *,
-    layout: Layout,
-    tuning: bool = False,
-) -> list[KindAlignment]:
-    """All repeats at all signal-to-noise ratios."""
+def measure(model: _Timed, survey: Survey) -> list[KindAlignment]:
+    """Every kind of every data set."""
     rows = []
-    for repeat in range(repeats):
-        for snr in snrs:
-            rng = np.random.default_rng([seed, repeat, round(1000 * snr)])
-            shapes = (tuning_shapes if tuning else held_out_shapes)(templates, rng)
-            data = data_set(shapes, snr, rng, layout)
-            opened = [model.open(volume, None, 8.0, polarity="light") for volume, _ in data]
-            for kind, shape in enumerate(shapes):
-                same = self_symmetries(ndimage.gaussian_filter(shape.density, _BLUR * shape.radius))
-                row = measure_kind(
-                    model,
-                    opened,
-                    [specimen for _, specimen in data],
-                    kind,
-                    shape,
-                    same,
-                    rng,
-                    repeat=repeat,
-                    snr=snr,
-                )
-                if row is not None:
-                    rows.append(row)
-                    print(_row(row.kind, [row]), file=sys.stderr, flush=True)
+    for drawn in survey.draw():
+        opened = drawn.opened(model)
+        for kind, shape in enumerate(drawn.shapes):
+            same = self_symmetries(ndimage.gaussian_filter(shape.density, _BLUR * shape.radius))
+            row = measure_kind(
+                model,
+                opened,
+                drawn.specimens,
+                kind,
+                shape,
+                same,
+                drawn.rng,
+                repeat=drawn.repeat,
+                snr=drawn.snr,
+            )
+            if row is not None:
+                rows.append(row)
+                print(_row(row.kind, [row]), file=sys.stderr, flush=True)
     return rows
 
 
@@ -284,17 +261,8 @@ def main() -> None:
     """Parse the command line, measure, print the tables."""
     arguments = options(__doc__, seed=1234, threads=1).parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = measure(
-        _Timed.from_settings(embedded(arguments.precision)),
-        arguments.templates,
-        arguments.repeats,
-        arguments.snr,
-        arguments.seed,
-        layout=layout_of(arguments),
-        tuning=arguments.tuning,
-    )
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    rows = measure(_Timed.from_settings(embedded(arguments.precision)), survey_of(arguments))
+    save_rows(rows, arguments.json)
     print(table(rows))
 
 

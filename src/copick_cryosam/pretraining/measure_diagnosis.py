@@ -27,7 +27,7 @@ from copick_cryosam.errors import SeedError
 from copick_cryosam.findings import Tomogram
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.simulate import Specimen, centres_inside, crop_truth
-from copick_cryosam.pretraining.validate import Layout, data_set, tuning_shapes
+from copick_cryosam.pretraining.validate import Layout, Survey
 from copick_cryosam.types import VoxelPoints
 
 LAYOUT = Layout(shape_zyx=(64, 176, 176), count=8)
@@ -119,21 +119,15 @@ def trials(found: dict[str, list[SeedEvidence]], seeds: int, rng: np.random.Gene
                 yield sort, [found[sort][int(rng.integers(len(found[sort])))], *chosen[1:]]
 
 
-def draw(
-    model: CryoSAM, templates: Path | None, repeats: int, snrs: Sequence[float], seeds: int, seed: int
-) -> list[Trial]:
+def draw(model: CryoSAM, survey: Survey, seeds: int) -> list[Trial]:
     """Sets of seeds of all kinds in all data sets."""
-    drawn: list[Trial] = []
-    for repeat in range(repeats):
-        for snr in snrs:
-            rng = np.random.default_rng([seed, repeat, round(1000 * snr)])
-            shapes = tuning_shapes(templates, rng)
-            data = data_set(shapes, snr, rng, LAYOUT)
-            opened = [model.open(volume, None, 8.0, polarity="light") for volume, _ in data]
-            for kind, shape in enumerate(shapes):
-                found = evidence_of(model, opened, [one for _, one in data], kind, shape.radius, rng)
-                drawn += trials(found, seeds, rng)
-    return drawn
+    found: list[Trial] = []
+    for drawn in survey.draw():
+        opened = drawn.opened(model)
+        for kind, shape in enumerate(drawn.shapes):
+            evidence = evidence_of(model, opened, drawn.specimens, kind, shape.radius, drawn.rng)
+            found += trials(evidence, seeds, drawn.rng)
+    return found
 
 
 def threshold_of(drawn: Sequence[Trial], false_rate: float) -> float:
@@ -184,9 +178,17 @@ def main() -> None:
         parser.error(f"--seeds: expected at least 3, found {arguments.seeds}")
     torch.set_num_threads(arguments.threads)
     model = CryoSAM.from_preset("embedded", device="cpu")
-    given = (model, arguments.templates, arguments.repeats, arguments.snr, arguments.seeds)
-    chosen = threshold_of(draw(*given, arguments.choose), arguments.false_rate)
-    drawn = draw(*given, arguments.seed)
+    survey = Survey(
+        templates=arguments.templates,
+        repeats=arguments.repeats,
+        snrs=arguments.snr,
+        seed=arguments.seed,
+        tuning=True,
+        layout=LAYOUT,
+    )
+    to_choose = draw(model, replace(survey, seed=arguments.choose), arguments.seeds)
+    chosen = threshold_of(to_choose, arguments.false_rate)
+    drawn = draw(model, survey, arguments.seeds)
     for name, threshold in (("chosen", chosen), ("of the package", NEARNESS)):
         print(f"\nthreshold {name}: {threshold:.2f}\n\n{table(drawn, threshold)}")
 

@@ -26,7 +26,7 @@ from copick_cryosam.config import SegmenterSettings, override, preset
 from copick_cryosam.contrast import standardise
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import Specimen, centres_inside, crop_truth
-from copick_cryosam.pretraining.validate import Layout, data_set, tuning_shapes
+from copick_cryosam.pretraining.validate import Drawn, Layout, Survey
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import CrossPlaneMask, segment
 from copick_cryosam.types import VoxelPoints
@@ -88,12 +88,11 @@ def prompts_of(
     )
 
 
-def scene(templates: Path | None, snr: float, rng: np.random.Generator) -> list[Prompts]:
-    """One simulated tomogram of the tuning kinds; kinds without a particle in it are left out."""
-    shapes = tuning_shapes(templates, rng)
-    ((raw, specimen),) = data_set(shapes, snr, rng, LAYOUT)
+def scene(drawn: Drawn) -> list[Prompts]:
+    """Prompts in a data set's only tomogram; kinds without a particle in it are left out."""
+    ((raw, specimen),) = drawn.tomograms
     volume = standardise(raw)
-    found = [prompts_of(volume, specimen, kind, shape, rng) for kind, shape in enumerate(shapes)]
+    found = [prompts_of(volume, specimen, kind, shape, drawn.rng) for kind, shape in enumerate(drawn.shapes)]
     return [one for one in found if len(one.truth)]
 
 
@@ -158,11 +157,17 @@ def main() -> None:
     segmenter = load_segmenter(base, torch.device("cpu"))
     settings = {name: parse(name, base) for name in arguments.variant or VARIANTS}
     rows: dict[float, list[list[NDArray[np.float64]]]] = {snr: [] for snr in arguments.snr}
-    for repeat in range(arguments.repeats):
-        for snr in arguments.snr:
-            rng = np.random.default_rng([arguments.seed, repeat, round(1000 * snr)])
-            for prompts in scene(arguments.templates, snr, rng):
-                rows[snr].append([observe(prompts, segmenter, one) for one in (base, *settings.values())])
+    survey = Survey(
+        templates=arguments.templates,
+        repeats=arguments.repeats,
+        snrs=arguments.snr,
+        seed=arguments.seed,
+        tuning=True,
+        layout=LAYOUT,
+    )
+    for drawn in survey.draw():
+        for prompts in scene(drawn):
+            rows[drawn.snr].append([observe(prompts, segmenter, one) for one in (base, *settings.values())])
     everything = [row for found in rows.values() for row in found]
     for name, some in [*((f"SNR {snr}", found) for snr, found in rows.items()), ("all", everything)]:
         values = np.array(some)

@@ -24,7 +24,7 @@ from copick_cryosam.pretraining.exam import JITTER
 from copick_cryosam.pretraining.ranking import NOTHING, Ranked, rank
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import Scene, build, centres_inside
-from copick_cryosam.pretraining.validate import held_out_shapes, tuning_shapes
+from copick_cryosam.pretraining.validate import shapes_of
 from copick_cryosam.sasi.inference import Sasi
 from copick_cryosam.sasi.model import SasiModel
 from copick_cryosam.sasi.points import MOST_PSEUDO, LabelledPoints, ParticleClass, TrainingTomogram, with_pseudo
@@ -111,7 +111,7 @@ class DataSet:
 def draw_data_set(templates: Path | None, seed: int, most: int, *, tuning: bool) -> DataSet:
     """Four of the held-out kinds (or of those to choose settings on), and up to `most` clicks of each."""
     rng = np.random.default_rng([seed, 7])
-    shapes = (tuning_shapes if tuning else held_out_shapes)(templates, rng)
+    shapes = shapes_of(templates, rng, tuning=tuning)
     shapes = [shape for shape in shapes if shape.radius < 13]
     if len(shapes) < KINDS:
         raise InputError(

@@ -238,7 +238,6 @@ def _collect_all(arguments: argparse.Namespace) -> None:
 
 def _fit_all(arguments: argparse.Namespace) -> None:
     data = read(arguments.out)
-    tensors = {}
     rankers = Rankers()
     for name in ("first", "second"):
         net = fit(data[name], data["truth"], data["group"], arguments.seed, arguments.weight_decay)

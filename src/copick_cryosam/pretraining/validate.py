@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,6 +91,11 @@ def tuning_shapes(templates: Path | None, rng: np.random.Generator) -> list[Shap
     return shapes
 
 
+def shapes_of(templates: Path | None, rng: np.random.Generator, *, tuning: bool) -> list[Shape]:
+    """The kinds to choose settings on, or those to report on."""
+    return (tuning_shapes if tuning else held_out_shapes)(templates, rng)
+
+
 def data_set(
     shapes: Sequence[Shape], snr: float, rng: np.random.Generator, layout: Layout
 ) -> list[tuple[NDArray[np.float32], Specimen]]:
@@ -98,6 +104,59 @@ def data_set(
     counts = (layout.count,) * len(shapes)
     scene = Scene(shape_zyx=layout.shape_zyx, counts=counts, membranes=2, filaments=1, beads=2, gap=1)
     return [simulate(scene, shapes, imaging, rng) for _ in range(layout.tomograms)]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Drawn:
+    """One simulated data set; whoever measures on it goes on with its random numbers.
+
+    Attributes
+    ----------
+    tomograms : volume and specimen of each
+    """
+
+    repeat: int
+    snr: float
+    rng: np.random.Generator
+    shapes: list[Shape]
+    tomograms: list[tuple[NDArray[np.float32], Specimen]]
+
+    @property
+    def specimens(self) -> list[Specimen]:
+        """Of all tomograms."""
+        return [specimen for _, specimen in self.tomograms]
+
+    def opened(self, model: CryoSAM) -> list[Tomogram]:
+        """All tomograms, encoded."""
+        return [model.open(volume, None, 8.0, polarity="light") for volume, _ in self.tomograms]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """The simulated data sets that something is measured on.
+
+    Attributes
+    ----------
+    templates : folder of density maps
+    repeats : data sets at each signal-to-noise ratio
+    tuning : of the kinds to choose settings on, not of the held-out ones
+    """
+
+    templates: Path | None
+    repeats: int
+    snrs: Sequence[float]
+    seed: int
+    tuning: bool = False
+    layout: Layout = field(default_factory=Layout)
+
+    def draw(self, shapes: Callable[..., list[Shape]] = shapes_of) -> Iterator[Drawn]:
+        """One data set after the other, each from random numbers of its own; `shapes` is called as `shapes_of` is."""
+        for repeat in range(self.repeats):
+            for snr in self.snrs:
+                rng = np.random.default_rng([self.seed, repeat, round(1000 * snr)])
+                kinds = shapes(self.templates, rng, tuning=self.tuning)
+                tomograms = data_set(kinds, snr, rng, self.layout)
+                yield Drawn(repeat=repeat, snr=snr, rng=rng, shapes=kinds, tomograms=tomograms)
 
 
 def score_kind(
@@ -201,31 +260,16 @@ def mask_dices(instances: Sequence[Instance], specimen: Specimen, kind: int) -> 
     return dices
 
 
-def validate(
-    model: CryoSAM,
-    templates: Path | None,
-    repeats: int,
-    snrs: Sequence[float],
-    seed: int,
-    layout: Layout,
-    *,
-    tuning: bool = False,
-) -> list[KindScore]:
-    """All repeats at all signal-to-noise ratios."""
+def validate(model: CryoSAM, survey: Survey) -> list[KindScore]:
+    """Every kind of every data set."""
     rows = []
-    for repeat in range(repeats):
-        for snr in snrs:
-            rng = np.random.default_rng([seed, repeat, round(1000 * snr)])
-            shapes = (tuning_shapes if tuning else held_out_shapes)(templates, rng)
-            data = data_set(shapes, snr, rng, layout)
-            opened = [model.open(volume, None, 8.0, polarity="light") for volume, _ in data]
-            specimens = [specimen for _, specimen in data]
-            for kind, shape in enumerate(shapes):
-                scores = score_kind(model, opened, specimens, kind, shape, rng)
-                if scores is not None:
-                    truth = sum(len(centres_inside(s, kind)) for s in specimens)
-                    scores["truth"] = truth
-                    rows.append(KindScore(repeat=repeat, snr=snr, kind=shape.name, **scores))  # type: ignore[arg-type]
+    for drawn in survey.draw():
+        opened, specimens = drawn.opened(model), drawn.specimens
+        for kind, shape in enumerate(drawn.shapes):
+            scores = score_kind(model, opened, specimens, kind, shape, drawn.rng)
+            if scores is not None:
+                scores["truth"] = sum(len(centres_inside(s, kind)) for s in specimens)
+                rows.append(KindScore(repeat=drawn.repeat, snr=drawn.snr, kind=shape.name, **scores))  # type: ignore[arg-type]
     return rows
 
 
@@ -262,9 +306,16 @@ def options(description: str | None, *, seed: int, threads: int = 2) -> argparse
     return parser
 
 
-def layout_of(arguments: argparse.Namespace) -> Layout:
-    """The layout that `options` asked for."""
-    return Layout(shape_zyx=tuple(arguments.shape), count=arguments.count, tomograms=arguments.tomograms)
+def survey_of(arguments: argparse.Namespace) -> Survey:
+    """The data sets that `options` asked for."""
+    return Survey(
+        templates=arguments.templates,
+        repeats=arguments.repeats,
+        snrs=arguments.snr,
+        seed=arguments.seed,
+        tuning=arguments.tuning,
+        layout=Layout(shape_zyx=tuple(arguments.shape), count=arguments.count, tomograms=arguments.tomograms),
+    )
 
 
 def embedded(precision: Precision) -> Settings:
@@ -273,22 +324,18 @@ def embedded(precision: Precision) -> Settings:
     return override(preset("embedded"), {"device": "cpu", **nets})
 
 
+def save_rows(rows: Sequence[Any], path: Path | None) -> None:
+    """Scores, a dataclass each, as JSON; nothing without a path."""
+    if path is not None:
+        path.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+
+
 def main() -> None:
     """Parse the command line, score, print the table."""
     arguments = options(__doc__, seed=1234).parse_args()
     torch.set_num_threads(arguments.threads)
-    model = CryoSAM.from_settings(embedded(arguments.precision))
-    rows = validate(
-        model,
-        arguments.templates,
-        arguments.repeats,
-        arguments.snr,
-        arguments.seed,
-        layout_of(arguments),
-        tuning=arguments.tuning,
-    )
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([vars(row) for row in rows], indent=1), encoding="utf-8")
+    rows = validate(CryoSAM.from_settings(embedded(arguments.precision)), survey_of(arguments))
+    save_rows(rows, arguments.json)
     print(table(rows))
 
 

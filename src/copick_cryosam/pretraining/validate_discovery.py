@@ -11,7 +11,6 @@ which is told the polarity and that radius, with Otsu's threshold and with the b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,12 +28,12 @@ from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen, crop_truth
 from copick_cryosam.pretraining.validate import (
-    Layout,
-    data_set,
+    Survey,
     embedded,
     held_out_shapes,
-    layout_of,
     options,
+    save_rows,
+    survey_of,
     tuning_shapes,
 )
 from copick_cryosam.types import FloatArray, VoxelPoints
@@ -225,24 +224,12 @@ def kinds_of(templates: Path | None, rng: np.random.Generator, *, tuning: bool) 
     return shapes
 
 
-def validate(
-    model: CryoSAM,
-    templates: Path | None,
-    repeats: int,
-    snrs: Sequence[float],
-    seed: int,
-    layout: Layout,
-    *,
-    tuning: bool,
-) -> list[SetScore]:
-    """All repeats at all signal-to-noise ratios."""
+def validate(model: CryoSAM, survey: Survey) -> list[SetScore]:
+    """Every data set."""
     rows = []
-    for repeat in range(repeats):
-        for snr in snrs:
-            rng = np.random.default_rng([seed, repeat, round(1000 * snr)])
-            data = data_set(kinds_of(templates, rng, tuning=tuning), snr, rng, layout)
-            rows.append(score_set(model, data, repeat, snr))
-            print(" ".join(f"{k}={v:.3g}" for k, v in asdict(rows[-1]).items()), flush=True)
+    for drawn in survey.draw(kinds_of):
+        rows.append(score_set(model, drawn.tomograms, drawn.repeat, drawn.snr))
+        print(" ".join(f"{k}={v:.3g}" for k, v in asdict(rows[-1]).items()), flush=True)
     return rows
 
 
@@ -265,18 +252,8 @@ def main() -> None:
     """Parse the command line, score, print the table."""
     arguments = options(__doc__, seed=4321).parse_args()
     torch.set_num_threads(arguments.threads)
-    model = CryoSAM.from_settings(embedded(arguments.precision))
-    rows = validate(
-        model,
-        arguments.templates,
-        arguments.repeats,
-        arguments.snr,
-        arguments.seed,
-        layout_of(arguments),
-        tuning=arguments.tuning,
-    )
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    rows = validate(CryoSAM.from_settings(embedded(arguments.precision)), survey_of(arguments))
+    save_rows(rows, arguments.json)
     print(table(rows))
 
 

@@ -166,10 +166,11 @@ def test_kinds_with_too_few_particles_are_left_out_at_that_number_of_seeds(model
 def small_kinds(monkeypatch):
     """Two small kinds instead of those to choose settings on, of which few would fit into a tiny scene."""
 
-    def two(_templates, rng):
+    def two(_templates, rng, *, tuning):
+        assert tuning
         return [random_shape(rng, family="globule", radius=4.0, name=f"globule-{k}") for k in range(2)]
 
-    monkeypatch.setattr(curves, "tuning_shapes", two)
+    monkeypatch.setattr(curves, "shapes_of", two)
 
 
 @pytest.mark.usefixtures("small_kinds")

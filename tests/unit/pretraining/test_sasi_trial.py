@@ -25,8 +25,9 @@ RADII = (3.0, 3.5, 4.0, 4.5)
 QUICK = sasi_settings({"window": 16, "training": {"steps": 1, "batch": 2, "patience": None}})
 
 
-def four(_templates: Path | None, rng: np.random.Generator) -> list[Shape]:
+def four(_templates: Path | None, rng: np.random.Generator, *, tuning: bool) -> list[Shape]:
     """Small kinds, of which some fit into a tiny scene."""
+    assert tuning
     return [random_shape(rng, family="globule", radius=radius, name=f"globule-{radius}") for radius in RADII]
 
 
@@ -35,7 +36,7 @@ def drawn() -> list[DataSet]:
     """The data set of seed 0, the same again, and that of seed 1."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sasi_trial, "SHAPE", SIZE)
-        patched.setattr(sasi_trial, "tuning_shapes", four)
+        patched.setattr(sasi_trial, "shapes_of", four)
         return [draw_data_set(None, seed, 5, tuning=True) for seed in (0, 0, 1)]
 
 
