@@ -1,8 +1,9 @@
 """What speaks for a candidate being a particle like the seeds: one row of numbers each.
 
 The similarity of CryoSAM (eq. 6) is one column; others say how the candidate's middle, wall and surroundings
-compare with the seeds', whether it looks like the other good candidates, how well it can be turned into the seeds
-(`alignment`), and how all of that lies among the candidates of the same tomogram. `ranker` makes a probability of it.
+compare with the seeds', whether it looks like the other good candidates or rather like others (`neighbourhood`), how
+well it can be turned into the seeds (`alignment`), and how all of that lies among the candidates of the same tomogram.
+`ranker` makes a probability of it.
 """
 
 from __future__ import annotations
@@ -17,17 +18,16 @@ from numpy.typing import NDArray
 
 from copick_cryosam.features import DenseFeatures
 from copick_cryosam.fisher import fisher_z
+from copick_cryosam.neighbourhood import discriminant, neighbourhood
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 
 REGIONS = (0.4, 0.75, 1.05, 1.45)
 """Radii, in the object's, of the spheres on which a particle is looked at: middle, body, rim, surroundings."""
 _DIRECTIONS = 32
 _PARTED = 3
-"""Of the `REGIONS`, those in which a discriminant is sought: the surroundings hold other particles."""
-_RIDGE = 0.5
-"""Multiple of the mean variance by which the covariance is steadied; 0.3 to 3 do about as well."""
-_SEED_WEIGHT = 3.0
-"""Candidates that the seeds count as in the mean of the particles."""
+"""Of the `REGIONS`, those that belong to the particle; the surroundings hold others."""
+_LEAST = 1e-6
+"""Probabilities nearer to 0 and 1 are taken for this near."""
 _MANY = 250
 """More candidates than training saw in a tomogram count as so many."""
 _BEST = 5
@@ -50,6 +50,11 @@ class Surfaces:
     foreground: FloatArray
     density: FloatArray
     centre: FloatArray
+
+    @property
+    def parts(self) -> NDArray[np.float32]:
+        """Features of middle, body and rim side by side, shape (N, 3 C)."""
+        return self.features[:, :_PARTED].reshape(len(self.features), -1)
 
     def mean(self) -> Surfaces:
         """The mean over all points, as one point."""
@@ -140,58 +145,38 @@ def first_evidence(
 def second_evidence(
     first: FloatArray,
     correlation: FloatArray,
-    discriminant: FloatArray,
+    parts: NDArray[np.float32],
+    seed: NDArray[np.float32],
+    sure: FloatArray,
     members: int,
     context: NDArray[np.int64],
 ) -> FloatArray:
-    """Columns known after the comparison with the average of the seeds and the surest candidates, shape (N, F + 10).
+    """Columns known after the comparison with the average of the seeds and the surest candidates, shape (N, F + 17).
 
     Parameters
     ----------
     first : of `first_evidence`
     correlation : rotational correlation with the average; with an average of the others, where a candidate is in it
-    discriminant : of `discriminant`
+    parts, seed : `Surfaces.parts` of the candidates, shape (N, P), and of the seeds' mean, shape (P,)
+    sure : probability of each candidate after the first comparison, shape (N,)
     members : particles in the average
     context : as of `first_evidence`
     """
     gain = correlation - np.median(correlation[context])
+    believed = np.clip(sure, _LEAST, 1 - _LEAST)
     return np.column_stack(
         [
             first,
             *_among(correlation, context),
             gain**2,
             np.full(len(first), math.log(members)),
-            *_among(discriminant, context),
+            *_among(discriminant(parts, seed, sure, context), context),
+            neighbourhood(parts, seed, sure, context),
+            np.full(len(first), math.log(float(sure[context].mean()) + 1e-3)),
+            np.full(len(first), math.log(float(sure[context].sum()) + 0.1)),
+            np.log(believed / (1 - believed)),
         ]
     )
-
-
-def discriminant(found: Surfaces, seeds: Surfaces, sure: FloatArray, context: NDArray[np.int64]) -> FloatArray:
-    """What parts the surest candidates from the others of this tomogram, as a score of each; shape (N,).
-
-    Fisher's linear discriminant of the features of middle, body and rim: the difference of the two means, weighed by
-    the inverse covariance of the others. Where look-alikes differ in a few directions only, those decide. A candidate
-    is left out of the mean that it is compared with.
-
-    Parameters
-    ----------
-    sure : probability of each candidate after the first comparison, its weight among the particles; shape (N,)
-    context : as of `first_evidence`
-    """
-    features = found.features[:, :_PARTED].reshape(len(sure), -1).astype(np.float64)
-    seed = seeds.mean().features[0, :_PARTED].reshape(-1)
-    other = np.maximum(1 - sure, 1e-3) * np.bincount(context, minlength=len(sure))
-    rest = np.average(features, axis=0, weights=other)
-    centred = features - rest
-    covariance = (other[:, None] * centred).T @ centred / other.sum()
-    size = len(covariance)
-    covariance += (_RIDGE * np.trace(covariance) / size + 1e-9) * np.eye(size)
-    weight = _SEED_WEIGHT + float(sure.sum())
-    total = _SEED_WEIGHT * seed + sure @ features
-    without = (total - sure[:, None] * features) / (weight - sure)[:, None]
-    direction = np.linalg.solve(covariance, (without - rest).T).T
-    spread = np.sqrt(np.maximum(np.einsum("nc,nc->n", direction, without - rest), 1e-12))
-    return np.asarray(np.einsum("nc,nc->n", direction, centred) / spread)
 
 
 def _among(values: FloatArray, context: NDArray[np.int64]) -> Sequence[FloatArray]:

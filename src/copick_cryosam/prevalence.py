@@ -1,8 +1,9 @@
 """How many of a tomogram's candidates are particles: as many as the evidence says, not as many as in training.
 
-A probability that was learned where one candidate in eight was right is too high where one in fifty is. The share is
-unknown, but the probabilities themselves tell it: expectation maximisation over the candidates of one tomogram finds
-the share under which they are most likely (Saerens, Latinne and Decaestecker, Neural Computation 14, 2002, eq. 2.9).
+A probability that was learned where one candidate in ten was right is too high where one in fifty is, and too low
+where half of them are. The share is unknown, but the probabilities themselves tell it: expectation maximisation over
+the candidates of one tomogram finds the share under which they are most likely (Saerens, Latinne and Decaestecker,
+Neural Computation 14, 2002, eq. 2.9).
 Few candidates tell little, so the share of training counts as much as `STRENGTH` of them.
 """
 
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 
 from copick_cryosam.types import FloatArray
 
-TRAINED = 0.125
+TRAINED = 0.1
 """Share of particles among the candidates that the shipped ranking was learned on."""
 STRENGTH = 50.0
-"""Candidates that the share of training is worth; chosen on searches with particles taken out."""
+"""Candidates that the share of training is worth; chosen on simulated kinds that training saw."""
 _ROUNDS = 200
 _SETTLED = 1e-7
 

@@ -18,7 +18,7 @@ from copick_cryosam.types import FloatArray
 HIDDEN = (48, 24)
 MEMBERS = 5
 """Nets whose logits are averaged."""
-FIRST, SECOND = 36, 46
+FIRST, SECOND = 36, 53
 """Columns of `first_evidence` and `second_evidence`."""
 _CLIP = 4.0
 """Standard deviations; what training never saw is not extrapolated."""

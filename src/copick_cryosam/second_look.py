@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from copick_cryosam.alignment import Aligned, Aligner, Candidates, Template
-from copick_cryosam.evidence import Surfaces, discriminant, first_evidence, second_evidence, surfaces
+from copick_cryosam.evidence import Surfaces, first_evidence, second_evidence, surfaces
 from copick_cryosam.features import DenseFeatures
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 from copick_cryosam.wedge import Wedge
@@ -81,6 +81,7 @@ class Look:
     Attributes
     ----------
     first, second : evidence, (N, F) each
+    parts, seed_parts : `Surfaces.parts` of the candidates, (N, P), and of the seeds' mean, (P,)
     aligned : to the average; those in it to an average of the others
     members : indices of the candidates that were averaged
     boxes : of the candidates
@@ -91,6 +92,8 @@ class Look:
 
     first: FloatArray
     second: FloatArray
+    parts: NDArray[np.float32]
+    seed_parts: NDArray[np.float32]
     aligned: Aligned
     members: NDArray[np.int64]
     boxes: Candidates
@@ -210,11 +213,12 @@ def look_again(
         others = [*seeds, *(pose for k, pose in enumerate(poses) if k != left_out)]
         without[int(i)] = aligner.averaged(others)
         again = again.put(i, aligner.align(without[int(i)], boxes.only(i), near=aligned.rotations[i]))
-    parted = discriminant(found, seen, sure, context)
-    second = second_evidence(first, again.score, parted, len(seeds) + len(poses), context)
+    seed_parts = seen.mean().parts[0]
     return Look(
         first=first,
-        second=second,
+        second=second_evidence(first, again.score, found.parts, seed_parts, sure, len(seeds) + len(poses), context),
+        parts=found.parts,
+        seed_parts=seed_parts,
         aligned=again,
         members=members,
         boxes=boxes,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from copick_cryosam.evidence import REGIONS, Surfaces, _company, discriminant, first_evidence, second_evidence, surfaces
+from copick_cryosam.evidence import REGIONS, Surfaces, _company, first_evidence, second_evidence, surfaces
 from copick_cryosam.features import CellGrid, DenseFeatures
+from copick_cryosam.neighbourhood import discriminant, neighbourhood
 from copick_cryosam.ranker import FIRST, SECOND
 from copick_cryosam.types import Proposals, VoxelPoints
 
@@ -61,29 +62,44 @@ def test_columns_are_those_of_the_ranking_and_do_not_depend_on_the_order(count):
     first = evidence(proposals, found, correlation)
     sure = np.random.default_rng(2).uniform(size=count)
     at_seeds = some_surfaces(2, np.random.default_rng(9))
-    parted = discriminant(found, at_seeds, sure, every(sure))
-    second = second_evidence(first, correlation + 0.1, parted, 4, every(sure))
+    seed = at_seeds.mean().parts[0]
+    second = second_evidence(first, correlation + 0.1, found.parts, seed, sure, 4, every(sure))
     assert first.shape == (count, FIRST)
     assert second.shape == (count, SECOND)
     assert np.isfinite(second).all()
     order = np.random.default_rng(1).permutation(count)
     mixed = evidence(proposals[order], taken(found, order), correlation[order])
     np.testing.assert_allclose(mixed, first[order], atol=1e-6)
-    again = discriminant(taken(found, order), at_seeds, sure[order], every(sure))
-    np.testing.assert_allclose(again, parted[order], atol=1e-6)
-    np.testing.assert_allclose(
-        second_evidence(mixed, correlation[order] + 0.1, again, 4, every(sure)), second[order], atol=1e-6
-    )
+    again = second_evidence(mixed, correlation[order] + 0.1, found.parts[order], seed, sure[order], 4, every(sure))
+    np.testing.assert_allclose(again, second[order], atol=1e-6)
 
 
 def test_sizes_and_numbers_are_the_last_columns():
     first = evidence(*some_candidates(12), seeds=3)
     np.testing.assert_allclose(first[:, -3:], np.broadcast_to(np.log([7.0, 12, 3]), (12, 3)))
-    second = second_evidence(first, np.linspace(0, 1, 12), np.linspace(3, 0, 12), 5, np.arange(12))
-    np.testing.assert_allclose(second[:, FIRST + 5], math.log(5))
-    np.testing.assert_allclose(second[:, FIRST + 6], np.linspace(3, 0, 12))
+    parts = some_surfaces(12, np.random.default_rng(6)).parts
+    sure = np.linspace(1, 0, 12)
+    second = second_evidence(first, np.linspace(0, 1, 12), parts, parts[0], sure, 5, np.arange(12))
     np.testing.assert_array_equal(second[:, :FIRST], first)
     np.testing.assert_allclose(second[:, FIRST], np.linspace(0, 1, 12))
+    np.testing.assert_allclose(second[:, FIRST + 5], math.log(5))
+    np.testing.assert_allclose(second[:, FIRST + 6], discriminant(parts, parts[0], sure, np.arange(12)))
+    np.testing.assert_allclose(second[:, FIRST + 10 : FIRST + 14], neighbourhood(parts, parts[0], sure, np.arange(12)))
+    # how many the first comparison takes for particles: their share, their number; and what it says of each
+    shares = np.broadcast_to(np.log([0.501, 6.1]), (12, 2))
+    np.testing.assert_allclose(second[:, FIRST + 14 : FIRST + 16], shares)
+    told = sure[1:-1]
+    np.testing.assert_allclose(second[1:-1, FIRST + 16], np.log(told / (1 - told)))
+    assert np.isfinite(second).all()
+
+
+def test_candidates_that_count_more_often_count_so_in_the_number_of_particles():
+    first = evidence(*some_candidates(3))
+    parts = some_surfaces(3, np.random.default_rng(6)).parts
+    context = np.array([0, 1, 2, 2, 2])
+    second = second_evidence(first, np.zeros(3), parts, parts[0], np.array([0.9, 0.5, 0.2]), 1, context)
+    shares = np.broadcast_to(np.log([0.4 + 1e-3, 2.0 + 0.1]), (3, 2))
+    np.testing.assert_allclose(second[:, FIRST + 14 : FIRST + 16], shares)
 
 
 def test_one_candidate_has_nothing_to_be_compared_with():
@@ -123,29 +139,6 @@ def test_company_is_the_five_best_others():
     scores = np.linspace(0.9, 0.2, 8)
     company = _company(facing([0, 1, 2, 3, 4, 5, 5, 0]), scores)[:, 0]
     np.testing.assert_allclose(company, [0, 0, 0, 0, 0, 0, 0, 1 / 5], atol=1e-6)
-
-
-@pytest.mark.parametrize("sure", [0.0, 1.0])
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_all_or_none_sure_still_gives_a_discriminant(count, sure):
-    _, found, _ = some_candidates(count)
-    at_seeds = some_surfaces(1, np.random.default_rng(9))
-    assert np.isfinite(discriminant(found, at_seeds, np.full(count, sure), np.arange(count))).all()
-
-
-def test_the_few_directions_that_part_look_alikes_decide():
-    """Particles and look-alikes differ in one channel; all vary much more in another."""
-    rng = np.random.default_rng(4)
-    count, particle = 60, np.arange(60) < 20
-    features = np.full((count, len(REGIONS), 4), 0.5, dtype=np.float32)
-    features[..., 0] += rng.normal(scale=0.3, size=(count, 1))
-    features[..., 1] += np.where(particle, 0.1, 0.0)[:, None] + rng.normal(scale=0.02, size=(count, 1))
-    flat = np.zeros((count, len(REGIONS)))
-    found = Surfaces(features=features, foreground=flat, density=flat, centre=np.zeros(count))
-    sure = np.where(particle, 0.7, 0.2)
-    parted = discriminant(found, taken(found, np.array([0])), sure, every(sure))
-    # how often a particle is above a look-alike
-    assert (parted[particle][:, None] > parted[~particle]).mean() > 0.8
 
 
 @pytest.fixture(scope="module")

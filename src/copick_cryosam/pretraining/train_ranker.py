@@ -4,9 +4,9 @@
     python -m copick_cryosam.pretraining.train_ranker fit --out FOLDER
 
 The pool must hold samples that EmbedNet was not trained on: on kinds that it knows, similarity says more than it
-does on others. `collect` searches every sample for each of its kinds, from one to five seeds in the first tomogram,
-through the stages that users run, and keeps the evidence of all candidates with the truth. It goes on where it
-stopped. `fit` trains both nets and writes the package's weights. Who is averaged depends on the first net, so the
+does on others. `collect` searches every sample for each of its kinds, from one to five seeds in the first tomogram
+(`collect_searches`). It goes on where it stopped. `fit` trains both nets and writes the package's weights: the second
+sees what first nets say that did not learn from the same sample. Who is averaged depends on the first net, so the
 procedure is: collect --first, fit, collect, fit.
 """
 
@@ -24,163 +24,56 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 import copick_cryosam.weights
-from copick_cryosam.alignment import Aligner
 from copick_cryosam.config import override, preset
-from copick_cryosam.errors import SeedError
-from copick_cryosam.features import DenseFeatures
-from copick_cryosam.findings import Tomogram
-from copick_cryosam.matching import propose
 from copick_cryosam.pipeline import CryoSAM
-from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths
+from copick_cryosam.pretraining.collect_searches import Collecting, collect
+from copick_cryosam.pretraining.pool import load_sample, sample_paths
+from copick_cryosam.pretraining.searches import Search, read_searches, save_searches
 from copick_cryosam.ranker import MEMBERS, Ranker, Rankers, load_rankers
-from copick_cryosam.second_look import Rank, choose, look_again, look_at_seeds, reference_of
-from copick_cryosam.types import FloatArray, Proposals, VoxelPoints, centroids
-from copick_cryosam.wedge import estimate_wedge
+from copick_cryosam.second_look import Rank
+from copick_cryosam.types import FloatArray
 
-SEEDS = (1, 1, 1, 2, 3, 5)
-"""How many seeds a search starts from, drawn with equal chances."""
-
-FEWEST = 0.05
-"""Least share of the particles that is left where some are taken out."""
+FOLDS = 3
+"""First nets that the second one learns with, each on all samples but a third."""
 
 
-def collect(
-    model: CryoSAM, sample: Sample, rng: np.random.Generator, rank: Rank, candidates: int, thin: float
-) -> dict[str, FloatArray]:
-    """Evidence of all candidates of one sample: first, second, truth, and the group (kind and tomogram) of each row."""
-    volumes = [np.asarray(volume, dtype=np.float32) for volume in sample.volumes]
-    opened = [model.open(volume, None, 8.0, polarity="light") for volume in volumes]
-    features = [_dense(one) for one in opened]
-    wedges = [estimate_wedge(volume) for volume in volumes]
-    rows: dict[str, list[FloatArray]] = {"first": [], "second": [], "truth": [], "group": [], "seeds": []}
-    group = 0
-    for kind in np.unique(sample.kinds[0]):
-        truths = [centres[kinds == kind] for centres, kinds in zip(sample.centres, sample.kinds, strict=True)]
-        radius = float(sample.radii[0][sample.kinds[0] == kind][0])
-        clicks = _clicks(truths[0], radius, opened[0].volume.shape, rng)
-        if clicks is None:
-            continue
-        try:
-            seeded = model.seed(opened[0], clicks, radius)
-        except SeedError:
-            continue
-        query = model.query([seeded])
-        aligner = Aligner(radius, model.settings.alignment, model.device)
-        solid = [one for one in seeded.instances if one.size]
-        seeds = look_at_seeds(
-            aligner,
-            opened[0].volume,
-            features[0],
-            centroids(solid),
-            seeded.scores,
-            wedges[0],
-            radius,
-        )
-        reference = reference_of(aligner, [seeds])
-        for t, tomogram in enumerate(opened):
-            proposals = propose(tomogram.features, query, radius, model.settings.matching)
-            if rng.random() < thin:
-                proposals = thinned(proposals, truths[t], radius, rng, kept=clicks if t == 0 else None)
-            if len(proposals) < 3:
-                continue
-            chosen, context = choose(len(proposals), tomogram.volume.size, radius, candidates)
-            proposals = proposals[chosen]
-            look = look_again(
-                aligner,
-                tomogram.volume,
-                features[t],
-                wedges[t],
-                proposals,
-                reference,
-                radius,
-                rank,
-                context,
-            )
-            true = _is_true(proposals.points, truths[t], radius)
-            # the seeds themselves are no lesson
-            reach = radius if t == 0 else -1.0
-            counted = np.linalg.norm(proposals.points.zyx[:, None] - clicks.zyx[None], axis=2).min(axis=1) > reach
-            rows["first"].append(look.first[counted])
-            rows["second"].append(look.second[counted])
-            rows["truth"].append(true[counted])
-            rows["group"].append(np.full(counted.sum(), float(group)))
-            rows["seeds"].append(np.full(counted.sum(), float(len(clicks))))
-            group += 1
-    return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in rows.items()}
+@torch.inference_mode()
+def probability(net: Ranker, evidence: FloatArray) -> FloatArray:
+    """Probability of each row, shape (N,)."""
+    return np.asarray(net(torch.from_numpy(evidence).float()).double().sigmoid().numpy())
 
 
-def _dense(tomogram: Tomogram) -> DenseFeatures:
-    assert isinstance(tomogram.features, DenseFeatures)
-    return tomogram.features
-
-
-def _clicks(
-    centres: NDArray[np.float64], radius: float, shape: tuple[int, ...], rng: np.random.Generator
-) -> VoxelPoints | None:
-    """Seeds about a quarter of the radius off their particles, at least one more particle than seeds."""
-    margin = np.array([0.5, 1, 1]) * radius
-    inner = np.flatnonzero(((centres > margin) & (centres < np.array(shape) - margin)).all(axis=1))
-    count = min(int(rng.choice(SEEDS)), len(inner), len(centres) - 1)
-    if count < 1:
-        return None
-    chosen = centres[rng.choice(inner, size=count, replace=False)]
-    clicks = chosen + rng.normal(size=chosen.shape) * 0.15 * radius
-    return VoxelPoints(np.clip(clicks, 0, np.array(shape) - 1))
-
-
-def thinned(
-    proposals: Proposals,
-    truth: NDArray[np.float64],
-    radius: float,
-    rng: np.random.Generator,
-    kept: VoxelPoints | None = None,
-) -> Proposals:
-    """Take particles of the kind out, as if the tomogram held fewer or none of them.
-
-    A pool's samples are crowded; how many particles a user's tomogram holds, nobody knows, and where to stop depends
-    on it. Candidates within a radius of a particle that is taken out go with it.
-
-    Parameters
-    ----------
-    kept : points whose particles stay: the seeds
-    """
-    if len(truth) == 0:
-        return proposals
-    share = np.exp(rng.uniform(np.log(FEWEST), 0.0))
-    out = rng.random(len(truth)) >= share
-    if kept is not None:
-        out &= np.linalg.norm(truth[:, None] - kept.zyx[None], axis=2).min(axis=1) > radius
-    distance = np.linalg.norm(proposals.points.zyx[:, None] - truth[None], axis=2)
-    return proposals[~(out[distance.argmin(axis=1)] & (distance.min(axis=1) <= radius))]
-
-
-def _is_true(points: VoxelPoints, truth: NDArray[np.float64], radius: float) -> FloatArray:
-    """1 for the best candidate within a radius of each particle, 0 for the others; points are best first."""
-    if len(truth) == 0:
-        return np.zeros(len(points))
-    distance = np.linalg.norm(points.zyx[:, None] - truth[None], axis=2)
-    nearest = distance.argmin(axis=1)
-    near = np.flatnonzero(distance.min(axis=1) <= radius)
-    _, first = np.unique(nearest[near], return_index=True)
-    true = np.zeros(len(points))
-    true[near[first]] = 1
-    return true
+def unseen(searches: Sequence[Search], seed: int, weight_decay: float, steps: int) -> list[FloatArray]:
+    """What a first net says of each search that learned from other samples only."""
+    names = sorted({one.sample for one in searches})
+    order = np.random.default_rng(seed).permutation(len(names))
+    fold = dict(zip(names, order % FOLDS, strict=True))
+    nets = []
+    for left_out in range(FOLDS):
+        others = [one for one in searches if fold[one.sample] != left_out]
+        nets.append(fit([one.first for one in others], others, seed, weight_decay, steps))
+    return [probability(nets[fold[one.sample]], one.first) for one in searches]
 
 
 def fit(
-    evidence: FloatArray, truth: FloatArray, group: FloatArray, seed: int, weight_decay: float, steps: int = 3000
+    evidence: Sequence[FloatArray], searches: Sequence[Search], seed: int, weight_decay: float, steps: int
 ) -> Ranker:
-    """Train an ensemble: each member on a bootstrap of the groups, cross-entropy, so that it is calibrated."""
+    """Train an ensemble: each member on a bootstrap of the searches, cross-entropy, so that it is calibrated.
+
+    Parameters
+    ----------
+    evidence : of the candidates of each search
+    """
+    rows = np.concatenate([x[one.lesson] for x, one in zip(evidence, searches, strict=True)])
+    truth = np.concatenate([one.truth[one.lesson] for one in searches])
+    index = np.repeat(np.arange(len(searches)), [one.lesson.sum() for one in searches])
     torch.manual_seed(seed)
-    net = Ranker(evidence.shape[1])
-    net.centre.copy_(torch.from_numpy(evidence.mean(axis=0)))
-    net.scale.copy_(torch.from_numpy(evidence.std(axis=0) + 1e-3))
+    net = Ranker(rows.shape[1])
+    net.centre.copy_(torch.from_numpy(rows.mean(axis=0)))
+    net.scale.copy_(torch.from_numpy(rows.std(axis=0) + 1e-3))
     rng = np.random.default_rng(seed)
-    inputs, wanted = torch.from_numpy(evidence).float(), torch.from_numpy(truth).float()
-    _, index = np.unique(group, return_inverse=True)
-    groups = int(index.max()) + 1
-    bags = [np.bincount(rng.integers(groups, size=groups), minlength=groups)[index] for _ in range(MEMBERS)]
-    draws = [np.repeat(np.arange(len(bag)), bag) for bag in bags]
+    inputs, wanted = torch.from_numpy(rows).float(), torch.from_numpy(truth).float()
+    draws = [_bootstrap(index, len(searches), rng) for _ in range(MEMBERS)]
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
@@ -196,24 +89,15 @@ def fit(
     return net.eval()
 
 
+def _bootstrap(index: NDArray[np.int64], searches: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Rows of as many searches as there are, drawn with replacement; `index` is the search of each row."""
+    often = np.bincount(rng.integers(searches, size=searches), minlength=searches)[index]
+    return np.repeat(np.arange(len(index)), often)
+
+
 def _heuristic(evidence: FloatArray) -> FloatArray:
     """Before there is a net: similarity and correlation, in units of their spread."""
     return np.asarray(1 / (1 + np.exp(-(evidence[:, 2] + 0.5 * evidence[:, 31] - 3.5))))
-
-
-def read(folder: Path) -> dict[str, FloatArray]:
-    """Everything collected; groups are numbered anew over all samples, and `sample` says where rows come from."""
-    parts: dict[str, list[FloatArray]] = {}
-    offset = 0.0
-    for number, path in enumerate(sorted(folder.glob("evidence-*.npz"))):
-        with np.load(path) as data:
-            if len(data["truth"]) == 0:
-                continue
-            for name in data.files:
-                parts.setdefault(name, []).append(data[name] + (offset if name == "group" else 0))
-            parts.setdefault("sample", []).append(np.full(len(data["truth"]), float(number)))
-            offset += float(data["group"].max()) + 1
-    return {name: np.concatenate(each) for name, each in parts.items()}
 
 
 def _collect_all(arguments: argparse.Namespace) -> None:
@@ -224,40 +108,51 @@ def _collect_all(arguments: argparse.Namespace) -> None:
     if not arguments.first:
         rankers = load_rankers()
         rank = lambda evidence: rankers.probability(evidence, "first")  # noqa: E731
+    how = Collecting(candidates=arguments.candidates, thin=arguments.thin, alone=arguments.alone)
     for path in sample_paths(arguments.pool)[arguments.skip :: arguments.every]:
-        target = arguments.out / f"evidence-{path.stem}.npz"
+        # samples of several pools may bear the same number
+        target = arguments.out / f"searches-{arguments.pool.name}-{path.stem}.npz"
         if target.exists():
             continue
         rng = np.random.default_rng([arguments.seed, int(path.stem.split("-")[-1])])
-        found = collect(model, load_sample(path), rng, rank, arguments.candidates, arguments.thin)
-        partial = target.with_suffix(".partial.npz")
-        np.savez_compressed(partial, **found)  # type: ignore[arg-type]
-        partial.replace(target)
-        print(path.stem, len(found["truth"]), int(found["truth"].sum()), flush=True)
+        found = collect(model, load_sample(path), target.stem, rng, rank, how)
+        save_searches(target, found)
+        candidates, true = sum(len(one.truth) for one in found), sum(int(one.truth.sum()) for one in found)
+        print(f"{path.stem}  {len(found)} searches, {candidates} candidates, {true} true", flush=True)
 
 
 def _fit_all(arguments: argparse.Namespace) -> None:
-    data = read(arguments.out)
+    searches = read_searches(arguments.out)
+    samples = len({one.sample for one in searches})
+    if samples < FOLDS:
+        raise SystemExit(
+            f"{arguments.out}: expected searches of at least {FOLDS} samples, found {samples}; collect more"
+        )
+    how = (arguments.seed, arguments.weight_decay, arguments.steps)
+    sure = unseen(searches, *how)
     rankers = Rankers()
-    for name in ("first", "second"):
-        net = fit(data[name], data["truth"], data["group"], arguments.seed, arguments.weight_decay)
-        setattr(rankers, name, net)
+    rankers.first = fit([one.first for one in searches], searches, *how)
+    rankers.second = fit([one.second(said) for one, said in zip(searches, sure, strict=True)], searches, *how)
     tensors = {key: value.contiguous() for key, value in copy.deepcopy(rankers.state_dict()).items()}
     target = arguments.weights or Path(copick_cryosam.weights.__file__).with_name("ranker.safetensors")
     save_file(tensors, target)
-    print(f"{target}  {len(data['truth'])} candidates, {int(data['truth'].sum())} true")
+    candidates, true = sum(int(one.lesson.sum()) for one in searches), sum(one.truth @ one.lesson for one in searches)
+    print(f"{target}  {samples} samples, {len(searches)} searches, {candidates} candidates, {int(true)} true")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and collect or fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    usual = Collecting()
     parser.add_argument("what", choices=("collect", "fit"))
     parser.add_argument("--pool", type=Path, default=None)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", action="store_true", help="collect before there is a first net")
-    parser.add_argument("--candidates", type=int, default=150, help="at most so many of a search are looked at")
-    parser.add_argument("--thin", type=float, default=0.0, help="share of searches in which particles are taken out")
-    parser.add_argument("--weight-decay", type=float, default=1e-2)
+    parser.add_argument("--candidates", type=int, default=usual.candidates, help="at most so many are looked at")
+    parser.add_argument("--thin", type=float, default=usual.thin, help="share of searches with particles taken out")
+    parser.add_argument("--alone", type=float, default=usual.alone, help="the same of other kinds")
+    parser.add_argument("--weight-decay", type=float, default=0.5)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,51 +1,94 @@
-"""Particles taken out of a search, so that the ranking learns that they may be few."""
+"""The ranking learns: from evidence that tells, without a search's own truth, and the same twice."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
-from copick_cryosam.pretraining.train_ranker import thinned
-from copick_cryosam.types import Proposals, VoxelPoints
+from copick_cryosam.pretraining import train_ranker
+from copick_cryosam.pretraining.searches import Search, save_searches
+from copick_cryosam.pretraining.train_ranker import fit, main, probability, unseen
+from copick_cryosam.ranker import FIRST
 
-RADIUS = 5.0
-TRUTH = np.stack(np.meshgrid([20.0, 60.0], [20.0, 60.0, 100.0], [20.0, 60.0, 100.0], indexing="ij"), -1).reshape(-1, 3)
-
-
-def proposals() -> Proposals:
-    """At every particle one hit, one duplicate within the radius, and one place that is of no particle."""
-    points = np.concatenate([TRUTH + 1.0, TRUTH + np.array([0, 3.0, 0]), TRUTH + np.array([0, 12.0, 0])])
-    score = np.linspace(0.9, 0.1, len(points))
-    return Proposals(points=VoxelPoints(points), similarity=score, score=score)
+PARTS = 12
+STEPS = 150
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def hits(found: Proposals) -> list[int]:
-    """Candidates that each particle has left."""
-    distance = np.linalg.norm(found.points.zyx[:, None] - TRUTH[None], axis=2)
-    return (distance <= RADIUS).sum(axis=0).tolist()
+def search(sample: int, rng: np.random.Generator, told: Callable[[np.ndarray], np.ndarray]) -> Search:
+    """One in five is a particle; the first column is `told` of the truth."""
+    count = 60
+    truth = (np.arange(count) % 5 == 0).astype(float)
+    first = rng.normal(size=(count, FIRST))
+    first[:, 0] = told(truth)
+    parts = rng.normal(size=(count, PARTS)).astype(np.float32)
+    return Search(
+        sample=f"searches-pool-sample-{sample:05d}",
+        first=first,
+        correlation=rng.normal(size=count),
+        parts=parts,
+        seed_parts=parts[0],
+        counts=np.ones(count, dtype=np.int64),
+        averaged=1,
+        seeds=1,
+        truth=truth,
+        lesson=np.ones(count, dtype=bool),
+    )
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_a_particle_goes_with_all_its_candidates_and_nothing_else(seed):
-    found = thinned(proposals(), TRUTH, RADIUS, np.random.default_rng(seed))
-    assert set(hits(found)) <= {0, 2}
-    assert len(found) == sum(hits(found)) + len(TRUTH)
-    assert (np.diff(found.score) < 0).all()
+def learned(searches: list[Search]) -> np.ndarray:
+    net = fit([one.first for one in searches], searches, 0, 0.5, STEPS)
+    return np.concatenate([probability(net, one.first) for one in searches])
 
 
-def test_some_searches_keep_most_and_others_a_few():
-    left = [sum(hits(thinned(proposals(), TRUTH, RADIUS, np.random.default_rng(s)))) // 2 for s in range(300)]
-    assert max(left) >= len(TRUTH) - 2
-    assert min(left) <= 1
-    assert len(set(left)) > len(TRUTH) // 2
+def test_evidence_that_tells_is_learned_and_calibrated():
+    rng = np.random.default_rng(0)
+    searches = [search(i, rng, lambda truth: truth * 2 + rng.normal(size=len(truth))) for i in range(40)]
+    found, truth = learned(searches), np.concatenate([one.truth for one in searches])
+    assert found[truth == 1].mean() > found[truth == 0].mean() + 0.3
+    assert found.mean() == pytest.approx(truth.mean(), abs=0.03)
+    sure = found > 0.5
+    assert truth[sure].mean() == pytest.approx(found[sure].mean(), abs=0.1)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_the_seeds_stay(seed):
-    kept = VoxelPoints(TRUTH[[0, 7]] + 1.5)
-    found = thinned(proposals(), TRUTH, RADIUS, np.random.default_rng(seed), kept=kept)
-    assert hits(found)[0] == hits(found)[7] == 2
+def test_where_nothing_is_learned_the_truth_does_not_count():
+    """Rows that are no lesson say the contrary, and are as many."""
+    rng = np.random.default_rng(0)
+    searches = [search(i, rng, lambda truth: truth * 3.0) for i in range(20)]
+    half = np.arange(60) < 30
+    turned = [replace(one, truth=np.where(half, one.truth, 1 - one.truth), lesson=half) for one in searches]
+    found, truth = learned(turned), np.concatenate([one.truth for one in searches])
+    assert found[truth == 1].min() > found[truth == 0].max()
 
 
-def test_without_particles_there_is_nothing_to_take_out():
-    assert len(thinned(proposals(), np.zeros((0, 3)), RADIUS, np.random.default_rng(0))) == len(proposals())
+def test_no_search_is_told_by_a_net_that_learned_from_its_sample():
+    """Where the evidence is noise, a net knows its own samples by heart and nothing of others."""
+    rng = np.random.default_rng(0)
+    searches = [search(i // 2, rng, lambda truth: rng.normal(size=len(truth))) for i in range(12)]
+    truth = np.concatenate([one.truth for one in searches])
+
+    def gap(found: np.ndarray) -> float:
+        return float(found[truth == 1].mean() - found[truth == 0].mean())
+
+    by_heart = learned(searches)
+    assert gap(by_heart) > 0.15
+    assert abs(gap(np.concatenate(unseen(searches, 0, 0.5, STEPS)))) < 0.05
+
+
+def test_fit_writes_both_nets_and_the_same_ones_twice(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        one = search(i, rng, lambda truth: truth + rng.normal(size=len(truth)))
+        save_searches(tmp_path / f"{one.sample}.npz", [one, one])
+    written = []
+    for name in ("a", "b"):
+        target = tmp_path / f"{name}.safetensors"
+        main(["fit", "--out", str(tmp_path), "--weights", str(target), "--steps", "20"])
+        written.append(load_file(target))
+    assert set(written[0]) == set(train_ranker.Rankers().state_dict())
+    for key, value in written[0].items():
+        np.testing.assert_array_equal(value.numpy(), written[1][key].numpy())
