@@ -20,6 +20,7 @@ from copick_cryosam.ranker import FIRST, Rankers
 
 SHAPE = (40, 96, 112)
 COUNTS = (8, 6)
+NONE_OUT = ("--sparse", "0", "--thin", "0", "--alone", "0")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def collected(pool: Path, out: Path, *options: str) -> Path:
 
 
 def test_searches_become_weights(pool, tmp_path, capsys):
-    out = collected(pool, tmp_path / "searches", "--thin", "0", "--alone", "0")
+    out = collected(pool, tmp_path / "searches", *NONE_OUT)
     searches = read_searches(out)
     # two kinds in two tomograms
     assert len(searches) == 4
@@ -87,8 +88,11 @@ def test_collecting_goes_on_where_it_stopped(pool, tmp_path):
 
 
 def test_particles_are_taken_out_of_searches(pool, tmp_path):
-    all_there = read_searches(collected(pool, tmp_path / "all", "--thin", "0", "--alone", "0"))
-    thinned = read_searches(collected(pool, tmp_path / "thinned", "--thin", "1", "--alone", "0"))
+    all_there = read_searches(collected(pool, tmp_path / "all", *NONE_OUT))
+    thinned = read_searches(collected(pool, tmp_path / "thinned", *NONE_OUT, "--thin", "1"))
     assert sum(one.truth.sum() for one in thinned) < sum(one.truth.sum() for one in all_there)
+    sparse = read_searches(collected(pool, tmp_path / "sparse", "--sparse", "1"))
+    # where other kinds are taken out, too, fewer candidates are left
+    assert sum(len(one.truth) for one in sparse) < sum(len(one.truth) for one in thinned)
     # where it was clicked, the particles stay
     assert all((one.truth * ~one.lesson).sum() >= 1 for one in thinned[::2])

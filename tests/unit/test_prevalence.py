@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from copick_cryosam.prevalence import TRAINED, at_own_share
+from copick_cryosam.prevalence import NEUTRAL, at_own_share
 
 
 def candidates(share: float, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -16,7 +16,7 @@ def candidates(share: float, count: int, seed: int) -> tuple[np.ndarray, np.ndar
     rng = np.random.default_rng(seed)
     truth = rng.random(count) < share
     evidence = rng.normal(size=count) + 2.0 * truth
-    odds = np.exp(2.0 * evidence - 2.0) * TRAINED / (1 - TRAINED)
+    odds = np.exp(2.0 * evidence - 2.0) * NEUTRAL / (1 - NEUTRAL)
     return truth, odds / (1 + odds)
 
 

@@ -1,7 +1,7 @@
 """Search simulated pairs of tomograms for each of their kinds, through the stages that users run.
 
-A pool's samples are crowded with several kinds; a user's tomogram may hold three particles of one or nothing else.
-So of some searches particles of the kind are taken out, of some the other kinds, as if they had never been there.
+A pool's samples are crowded with several kinds; a user's tomogram may hold three particles of one, or nothing else, or
+a few of many kinds. So of some searches particles are taken out, as if they had never been there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ FEWEST = 0.05
 """Least share of the particles of the kind that is left where some are taken out."""
 FEWEST_OTHERS = 0.03
 """The same of all other kinds."""
+SPARSE = 0.5
+"""Most of both that is left in a sparse search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +41,13 @@ class Collecting:
     Attributes
     ----------
     candidates : at most so many of a search are looked at
-    thin : share of searches in which particles of the kind are taken out
-    alone : share of searches in which particles of other kinds are taken out
+    sparse : share of searches in which half of all particles or more are taken out
+    thin : of the other searches, share in which particles of the kind are taken out
+    alone : of the other searches, share in which particles of other kinds are taken out
     """
 
     candidates: int = 250
+    sparse: float = 0.25
     thin: float = 0.35
     alone: float = 0.3
 
@@ -77,10 +81,13 @@ def collect(
         for t, tomogram in enumerate(opened):
             proposals = propose(tomogram.features, query, radius, model.settings.matching)
             kept = clicks if t == 0 else None
-            if rng.random() < how.thin:
-                proposals = thinned(proposals, truths[t], radius, rng, FEWEST, kept)
-            if rng.random() < how.alone:
-                proposals = thinned(proposals, others[t], radius, rng, FEWEST_OTHERS, kept)
+            sparse = rng.random() < how.sparse
+            if sparse or rng.random() < how.thin:
+                shares = (FEWEST, SPARSE if sparse else 1.0)
+                proposals = thinned(proposals, truths[t], radius, rng, shares, kept)
+            if sparse or rng.random() < how.alone:
+                shares = (FEWEST, SPARSE) if sparse else (FEWEST_OTHERS, 1.0)
+                proposals = thinned(proposals, others[t], radius, rng, shares, kept)
             if len(proposals) < 3:
                 continue
             chosen, context = choose(len(proposals), tomogram.volume.size, radius, how.candidates)
@@ -131,7 +138,7 @@ def thinned(
     truth: NDArray[np.float64],
     radius: float,
     rng: np.random.Generator,
-    fewest: float,
+    shares: tuple[float, float],
     kept: VoxelPoints | None = None,
 ) -> Proposals:
     """Take particles out, as if the tomogram held fewer or none of them.
@@ -142,12 +149,12 @@ def thinned(
     Parameters
     ----------
     truth : centres of the particles, voxels, shape (M, 3)
-    fewest : least share that is left; the share is drawn between it and all, evenly in its logarithm
+    shares : between which the share that is left is drawn, evenly in its logarithm
     kept : points whose particles stay: the seeds
     """
     if len(truth) == 0:
         return proposals
-    share = np.exp(rng.uniform(np.log(fewest), 0.0))
+    share = np.exp(rng.uniform(*np.log(shares)))
     out = rng.random(len(truth)) >= share
     if kept is not None:
         out &= np.linalg.norm(truth[:, None] - kept.zyx[None], axis=2).min(axis=1) > radius

@@ -108,7 +108,9 @@ def _collect_all(arguments: argparse.Namespace) -> None:
     if not arguments.first:
         rankers = load_rankers()
         rank = lambda evidence: rankers.probability(evidence, "first")  # noqa: E731
-    how = Collecting(candidates=arguments.candidates, thin=arguments.thin, alone=arguments.alone)
+    how = Collecting(
+        candidates=arguments.candidates, sparse=arguments.sparse, thin=arguments.thin, alone=arguments.alone
+    )
     for path in sample_paths(arguments.pool)[arguments.skip :: arguments.every]:
         # samples of several pools may bear the same number
         target = arguments.out / f"searches-{arguments.pool.name}-{path.stem}.npz"
@@ -149,8 +151,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", action="store_true", help="collect before there is a first net")
     parser.add_argument("--candidates", type=int, default=usual.candidates, help="at most so many are looked at")
-    parser.add_argument("--thin", type=float, default=usual.thin, help="share of searches with particles taken out")
-    parser.add_argument("--alone", type=float, default=usual.alone, help="the same of other kinds")
+    parser.add_argument("--sparse", type=float, default=usual.sparse, help="share of searches with few of all kinds")
+    parser.add_argument("--thin", type=float, default=usual.thin, help="of the others, share with few of the kind")
+    parser.add_argument("--alone", type=float, default=usual.alone, help="of the others, share with few of other kinds")
     parser.add_argument("--weight-decay", type=float, default=0.5)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--every", type=int, default=1)
