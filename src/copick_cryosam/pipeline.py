@@ -30,7 +30,6 @@ from copick_cryosam.features import DenseFeatures, EmbeddingStore
 from copick_cryosam.findings import Found, Ranked, Seeded, Tomogram
 from copick_cryosam.matching import Query, merge_queries, nearest_within, propose, scores_near, whiten_dense
 from copick_cryosam.polarity import foreground_both_ways
-from copick_cryosam.prevalence import at_own_share
 from copick_cryosam.ranker import Rankers, load_rankers
 from copick_cryosam.second_look import Look, SeedLook, choose, look_again, look_at_seeds, reference_of, refine_poses
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
@@ -253,7 +252,7 @@ class CryoSAM:
         look = self._look_again(tomogram, proposals, context, looks, radius_vox)
         if progress is not None:
             progress("second look", len(proposals), len(proposals))
-        precision = at_own_share(self.rankers.probability(look.second, "second"), context)
+        precision = self.rankers.probability(look.second, "second")
         if known is not None:
             precision[nearest_within(proposals.points, known, radius_vox)] = 1.0
         order = np.argsort(-precision, kind="stable")

@@ -35,9 +35,8 @@ class ToldRankers:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the rankers say is taken as it is, whatever share of the candidates it makes particles."""
+    """What the rankers say, whatever the evidence."""
     monkeypatch.setattr(pipeline, "load_rankers", ToldRankers)
-    monkeypatch.setattr(pipeline, "at_own_share", lambda probability, context: probability)
 
 
 @pytest.fixture
@@ -108,26 +107,6 @@ def test_picks_carry_orientations_and_their_average_is_written(ball_project: Any
     content = json.loads((tmp_path / "ribosome_fsc.json").read_text(encoding="utf-8"))
     assert content["count"] == len(points)
     assert f"Average: {target}, {len(points)} particles, " in done.output
-
-
-@pytest.mark.usefixtures("told")
-def test_expected_precisions_are_those_at_the_tomograms_own_share(
-    ball_project: Any, pick: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    def halved(probability: np.ndarray, context: np.ndarray) -> np.ndarray:
-        seen.append((len(probability), set(context.tolist())))
-        return probability / 2
-
-    monkeypatch.setattr(pipeline, "at_own_share", halved)
-    assert pick("--points-only").exit_code == 0
-    ((count, context),) = seen
-    assert context == set(range(count))
-    seed, *scores = ball_project.found("TS_001")[1].scores()
-    assert seed == 1.0
-    assert scores
-    assert np.abs(np.array(scores)[:, None] - PRECISIONS / 2).min(axis=1).max() < 1e-6
 
 
 @pytest.mark.usefixtures("told")

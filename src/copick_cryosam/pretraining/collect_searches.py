@@ -31,7 +31,7 @@ FEWEST = 0.05
 FEWEST_OTHERS = 0.03
 """The same of all other kinds."""
 SPARSE = 0.5
-"""Most of both that is left in a sparse search."""
+"""Largest share of both that is left in a sparse search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +81,14 @@ def collect(
         for t, tomogram in enumerate(opened):
             proposals = propose(tomogram.features, query, radius, model.settings.matching)
             kept = clicks if t == 0 else None
-            sparse = rng.random() < how.sparse
-            if sparse or rng.random() < how.thin:
-                shares = (FEWEST, SPARSE if sparse else 1.0)
-                proposals = thinned(proposals, truths[t], radius, rng, shares, kept)
-            if sparse or rng.random() < how.alone:
-                shares = (FEWEST, SPARSE) if sparse else (FEWEST_OTHERS, 1.0)
-                proposals = thinned(proposals, others[t], radius, rng, shares, kept)
+            if rng.random() < how.sparse:
+                proposals = thinned(proposals, truths[t], radius, rng, (FEWEST, SPARSE), kept)
+                proposals = thinned(proposals, others[t], radius, rng, (FEWEST, SPARSE), kept)
+            else:
+                if rng.random() < how.thin:
+                    proposals = thinned(proposals, truths[t], radius, rng, (FEWEST, 1.0), kept)
+                if rng.random() < how.alone:
+                    proposals = thinned(proposals, others[t], radius, rng, (FEWEST_OTHERS, 1.0), kept)
             if len(proposals) < 3:
                 continue
             chosen, context = choose(len(proposals), tomogram.volume.size, radius, how.candidates)

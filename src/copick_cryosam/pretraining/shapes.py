@@ -7,7 +7,7 @@ lumps of domains, barrels, hollow shells, rods, arches and symmetric assemblies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def _spin(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
     return np.asarray(points @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]).T)
 
 
-def _walk(rng: np.random.Generator, count: int, step: float) -> NDArray[np.float64]:
+def walk(rng: np.random.Generator, count: int, step: float) -> NDArray[np.float64]:
     """Domains that touch: each is a step away from one of those before it."""
     points = [np.zeros(3)]
     for _ in range(count - 1):
@@ -95,7 +95,7 @@ Cloud = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 def _globule(rng: np.random.Generator) -> Cloud:
     count = int(rng.integers(4, 26))
-    points = _walk(rng, count, 0.5) * rng.uniform(0.6, 1.4, size=3)
+    points = walk(rng, count, 0.5) * rng.uniform(0.6, 1.4, size=3)
     return points, rng.uniform(0.16, 0.32, size=count)
 
 
@@ -146,7 +146,7 @@ def _arch(rng: np.random.Generator) -> Cloud:
 
 def _assembly(rng: np.random.Generator) -> Cloud:
     fold = int(rng.integers(2, 9))
-    unit = _walk(rng, int(rng.integers(2, 7)), 0.42) * 0.8 + np.array([0, rng.uniform(0.2, 0.9), 0])
+    unit = walk(rng, int(rng.integers(2, 7)), 0.42) * 0.8 + np.array([0, rng.uniform(0.2, 0.9), 0])
     copies = [_spin(unit, 2 * np.pi * k / fold) for k in range(fold)]
     cloud = np.concatenate(copies)
     if rng.random() < 0.5:  # dihedral: a second layer, turned over
@@ -158,7 +158,7 @@ def _assembly(rng: np.random.Generator) -> Cloud:
 
 def _capped(rng: np.random.Generator) -> Cloud:
     core, widths = _barrel(rng)
-    cap = _walk(rng, int(rng.integers(4, 10)), 0.4)
+    cap = walk(rng, int(rng.integers(4, 10)), 0.4)
     caps = [cap + np.array([core[:, 0].max() + 0.5, 0, 0])]
     if rng.random() < 0.5:
         caps.append(-caps[0])
@@ -185,19 +185,20 @@ def random_shape(
     radius: float | None = None,
     name: str = "shape",
     lump: float | None = None,
+    families: Mapping[str, Callable[[np.random.Generator], Cloud]] = FAMILIES,
 ) -> Shape:
     """A new complex.
 
     Parameters
     ----------
-    family : one of `FAMILIES`; drawn at random when None
+    family : one of `families`; drawn at random when None
     radius : voxels, about the radius of the result; drawn from 4 to 15 when None, small ones more often
     lump : voxels; domains are broken into lumps of about this Gaussian width, as those of large complexes are;
         None: into one to three whatever their size
     """
-    family = family or str(rng.choice(sorted(FAMILIES)))
+    family = family or str(rng.choice(sorted(families)))
     radius = radius or float(np.exp(rng.uniform(np.log(4.5), np.log(15))))
-    points, widths = FAMILIES[family](rng)
+    points, widths = families[family](rng)
     points = points - points.mean(axis=0)
     outer = np.percentile(np.linalg.norm(points, axis=1) + 1.3 * widths, 95)
     scale = radius / outer

@@ -1,7 +1,7 @@
 """Score the embedded models on kinds that training never saw, through the pipeline that users run.
 
     python -m copick_cryosam.pretraining.validate --templates FOLDER [--repeats 3] [--precision fp32] [--json FILE]
-        [--shape 100 100 100 --count 3 --tomograms 3]
+        [--shape 100 100 100 --count 3 --tomograms 3] [--tuning | --fresh]
 
 Every repeat simulates a data set of two crowded tomograms (or as the options say) with the held-out maps and
 families. One particle of a kind in the first tomogram is the only seed; all tomograms are searched. The program
@@ -29,6 +29,7 @@ from copick_cryosam.config import Precision, Settings, override, preset
 from copick_cryosam.errors import SeedError
 from copick_cryosam.findings import Found, Tomogram
 from copick_cryosam.pipeline import CryoSAM
+from copick_cryosam.pretraining.fresh_families import fresh_shapes
 from copick_cryosam.pretraining.imaging import Imaging
 from copick_cryosam.pretraining.pool import HELD_OUT_FAMILIES, HELD_OUT_MAPS, training_maps
 from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape, read_shape
@@ -260,10 +261,10 @@ def mask_dices(instances: Sequence[Instance], specimen: Specimen, kind: int) -> 
     return dices
 
 
-def validate(model: CryoSAM, survey: Survey) -> list[KindScore]:
-    """Every kind of every data set."""
+def validate(model: CryoSAM, survey: Survey, shapes: Callable[..., list[Shape]] = shapes_of) -> list[KindScore]:
+    """Every kind of every data set; `shapes` as of `Survey.draw`."""
     rows = []
-    for drawn in survey.draw():
+    for drawn in survey.draw(shapes):
         opened, specimens = drawn.opened(model), drawn.specimens
         for kind, shape in enumerate(drawn.shapes):
             scores = score_kind(model, opened, specimens, kind, shape, drawn.rng)
@@ -332,9 +333,12 @@ def save_rows(rows: Sequence[Any], path: Path | None) -> None:
 
 def main() -> None:
     """Parse the command line, score, print the table."""
-    arguments = options(__doc__, seed=1234).parse_args()
+    parser = options(__doc__, seed=1234)
+    parser.add_argument("--fresh", action="store_true", help="kinds that no training draws, to choose settings on")
+    arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = validate(CryoSAM.from_settings(embedded(arguments.precision)), survey_of(arguments))
+    shapes = fresh_shapes if arguments.fresh else shapes_of
+    rows = validate(CryoSAM.from_settings(embedded(arguments.precision)), survey_of(arguments), shapes)
     save_rows(rows, arguments.json)
     print(table(rows))
 

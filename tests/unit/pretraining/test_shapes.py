@@ -6,19 +6,39 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from copick_cryosam.pretraining.fresh_families import FRESH_FAMILIES, LOOK_ALIKES, fresh_shapes
 from copick_cryosam.pretraining.shapes import FAMILIES, finish, random_shape, read_shape
 
+ALL = FAMILIES | FRESH_FAMILIES
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+
+def test_fresh_families_are_new():
+    assert not set(FAMILIES) & set(FRESH_FAMILIES)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fresh_kinds_are_of_families_of_their_own_and_some_look_alike(seed):
+    shapes = fresh_shapes(None, np.random.default_rng(seed), tuning=True)
+    families = [shape.family for shape in shapes]
+    assert set(families) <= set(FRESH_FAMILIES)
+    assert len(set(families)) == len(families) - LOOK_ALIKES
+    alike = [shape.radius for shape in shapes if shape.family == families[-1]]
+    assert len(alike) == LOOK_ALIKES + 1
+    assert max(alike) < 1.5 * min(alike)
+    assert len({shape.name for shape in shapes}) == len(shapes)
+
+
+@pytest.mark.parametrize("family", sorted(ALL))
 @pytest.mark.parametrize("radius", [6.0, 11.0])
 def test_every_family_has_about_the_radius_asked_for(family, radius):
-    found = [random_shape(np.random.default_rng(seed), family=family, radius=radius).radius for seed in range(5)]
+    drawn = [random_shape(np.random.default_rng(s), family=family, radius=radius, families=ALL) for s in range(5)]
+    found = [shape.radius for shape in drawn]
     assert np.abs(np.array(found) / radius - 1).max() < 0.35, found
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(ALL))
 def test_a_shape_is_a_centred_cube_of_density_in_its_envelope(family):
-    shape = random_shape(np.random.default_rng(3), family=family, radius=8.0)
+    shape = random_shape(np.random.default_rng(3), family=family, radius=8.0, families=ALL)
     edge = shape.density.shape[0]
     assert shape.family == family
     assert shape.density.shape == shape.mask.shape == (edge,) * 3
