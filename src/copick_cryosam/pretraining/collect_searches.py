@@ -47,7 +47,7 @@ class Collecting:
     """
 
     candidates: int = 250
-    sparse: float = 0.25
+    sparse: float = 0.0
     thin: float = 0.35
     alone: float = 0.3
 
