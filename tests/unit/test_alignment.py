@@ -128,6 +128,8 @@ def test_kept_poses_are_made_finer_and_others_stay(aligner, scene):
     look = Look(
         first=np.zeros((6, 0)),
         second=np.zeros((6, 0)),
+        parts=np.zeros((6, 0), dtype=np.float32),
+        seed_parts=np.zeros(0, dtype=np.float32),
         aligned=coarse,
         members=np.array([1, 2]),
         boxes=boxes,
