@@ -13,6 +13,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from copick_cryosam.types import FloatArray
+from copick_cryosam.unit_vectors import to_unit
 
 __all__ = ["cluster"]
 
@@ -46,7 +47,7 @@ def cluster(features: NDArray[np.float32], count: int | None = None) -> NDArray[
         return np.full(total, 1 if total >= SMALLEST or (count == 1 and total) else 0, dtype=np.int64)
     rng = np.random.default_rng(0)
     sample = np.sort(rng.choice(total, _SAMPLE, replace=False)) if total > _SAMPLE else np.arange(total)
-    raw = _unit(features.astype(np.float64))
+    raw = to_unit(features.astype(np.float64))
     white = _whiten(raw)
     labels = _linked(white[sample], count)
     if count is None:
@@ -56,7 +57,7 @@ def cluster(features: NDArray[np.float32], count: int | None = None) -> NDArray[
     others = np.setdiff1d(np.arange(total), sample)
     if len(others):
         names = np.unique(labels)
-        means = _unit(np.stack([white[sample][labels == name].mean(axis=0) for name in names]))
+        means = to_unit(np.stack([white[sample][labels == name].mean(axis=0) for name in names]))
         everywhere[others] = names[np.argmax(white[others] @ means.T, axis=1)]
     return _by_size(everywhere)
 
@@ -91,7 +92,7 @@ def _joined(raw: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     labels = labels.copy()
     while True:
         names = np.unique(labels)
-        means = _unit(np.stack([raw[labels == name].mean(axis=0) for name in names]))
+        means = to_unit(np.stack([raw[labels == name].mean(axis=0) for name in names]))
         cosine = means @ means.T
         np.fill_diagonal(cosine, -1)
         a, b = np.unravel_index(int(cosine.argmax()), cosine.shape)
@@ -109,13 +110,9 @@ def _by_size(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(renamed[index], dtype=np.int64)
 
 
-def _unit(vectors: FloatArray) -> FloatArray:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
-
-
 def _whiten(vectors: FloatArray) -> FloatArray:
     centred = vectors - vectors.mean(axis=0)
     covariance = centred.T @ centred / max(len(centred) - 1, 1)
     size = max(float(np.trace(covariance)) / len(covariance), 1e-12)
     values, axes = np.linalg.eigh(covariance + _SHRINKAGE * size * np.eye(len(covariance)))
-    return _unit(centred @ axes / np.sqrt(values))
+    return to_unit(centred @ axes / np.sqrt(values))

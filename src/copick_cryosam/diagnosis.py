@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 from copick_cryosam.features import Features
 from copick_cryosam.fisher import fisher_z
 from copick_cryosam.types import FloatArray, Instance, VoxelPoints
+from copick_cryosam.unit_vectors import to_unit
 
 __all__ = ["SeedDiagnosis", "SeedEvidence", "Surroundings", "Verdict", "diagnose", "surroundings_of"]
 
@@ -134,9 +135,9 @@ def diagnose(evidence: Sequence[SeedEvidence], *, threshold: float = NEARNESS) -
     """
     if not evidence:
         return []
-    unit = _unit(np.concatenate([one.features for one in evidence]))
-    around = _unit(np.concatenate([one.surroundings.around for one in evidence]))
-    elsewhere = _unit(np.concatenate([one.surroundings.elsewhere for one in evidence]))
+    unit = to_unit(np.concatenate([one.features for one in evidence]))
+    around = to_unit(np.concatenate([one.surroundings.around for one in evidence]))
+    elsewhere = to_unit(np.concatenate([one.surroundings.elsewhere for one in evidence]))
     seeds = [(one.run, index) for one in evidence for index in range(len(one.points))]
     masked = np.flatnonzero(np.concatenate([one.masked for one in evidence]))
     judged: dict[int, dict[str, Any]] = {}
@@ -168,7 +169,7 @@ def _judge(
     """The fields of a diagnosis from unit features: of the seed (C,), the others, its surroundings, random places."""
     if len(others) == 0:
         return {"verdict": "alone"}
-    query = _unit(others.sum(axis=0))
+    query = to_unit(others.sum(axis=0))
     random = float(np.quantile(fisher_z(elsewhere @ query), RANDOM_LEVEL))
     expected = _among_themselves(others)
     span = max(expected - random, _LEAST_SPAN)
@@ -191,13 +192,8 @@ def _among_themselves(unit: FloatArray) -> float:
     """Median agreement of each feature with the mean of the rest, Fisher z; shape (N, C)."""
     if len(unit) == 1:
         return TYPICAL_PAIR
-    rest = _unit(unit.sum(axis=0) - unit)
+    rest = to_unit(unit.sum(axis=0) - unit)
     return float(np.median(fisher_z((unit * rest).sum(axis=1))))
-
-
-def _unit(vectors: NDArray[Any]) -> FloatArray:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float64)
 
 
 def _ball(centre: FloatArray, radius: float, shape_zyx: tuple[int, ...]) -> Instance:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from copick_cryosam.errors import InputError
 from copick_cryosam.features import CellGrid, DenseFeatures, Features
 from copick_cryosam.suppression import survivors
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
+from copick_cryosam.unit_vectors import to_unit
 
 FloatVolume = NDArray[np.float32]
 CENTRE_POWER = 0.1
@@ -107,7 +107,7 @@ def _prototypes(vectors: NDArray[np.float32], weights: FloatArray, most: int, ag
     """
     if len(vectors) == 0:
         return vectors
-    unit = _unit(vectors)
+    unit = to_unit(vectors)
     alike = unit @ unit.T
     chosen = [int(np.argmax(alike.sum(axis=1)))]
     while len(chosen) < min(most, len(vectors)):
@@ -118,7 +118,7 @@ def _prototypes(vectors: NDArray[np.float32], weights: FloatArray, most: int, ag
         chosen.append(int(np.argmin(nearest)))
     groups: NDArray[np.int64] = np.argmax(alike[:, chosen], axis=1)
     for _ in range(20):
-        means = _unit(np.stack([unit[groups == group].sum(axis=0) for group in np.unique(groups)]))
+        means = to_unit(np.stack([unit[groups == group].sum(axis=0) for group in np.unique(groups)]))
         before, groups = groups, np.argmax(unit @ means.T, axis=1)
         if np.array_equal(before, groups):
             break
@@ -142,15 +142,11 @@ def _contrast(similarity: Callable[[NDArray[np.float32]], FloatVolume], query: Q
     ----------
     similarity : cosine of some cells with a feature, shape (C,)
     """
-    prototypes = _unit(query.positives)
-    expected = [max(0.0, float((prototypes @ one).max())) for one in _unit(query.negatives)]
+    prototypes = to_unit(query.positives)
+    expected = [max(0.0, float((prototypes @ one).max())) for one in to_unit(query.negatives)]
     excess = [similarity(one) - np.float32(level) for one, level in zip(query.negatives, expected, strict=True)]
     found = reduce(np.maximum, map(similarity, query.positives))
     return np.asarray(found - reduce(np.maximum, excess, np.zeros_like(found)))
-
-
-def _unit(vectors: NDArray[Any]) -> FloatArray:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float64)
 
 
 def hierarchical_map(features: Features, query: Query, settings: MatchingSettings) -> tuple[FloatVolume, CellGrid]:

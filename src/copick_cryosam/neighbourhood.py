@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copick_cryosam.types import FloatArray
+from copick_cryosam.unit_vectors import to_unit
 
 NEAREST = 5
 """Neighbours that are asked; 3 and 10 do about as well."""
@@ -65,7 +66,7 @@ def neighbourhood(
     """
     features = parts.astype(np.float64)
     mean = np.average(features, axis=0, weights=np.bincount(context, minlength=len(sure)))
-    unit, unit_seed = _unit(features - mean), _unit(seed - mean)
+    unit, unit_seed = to_unit(features - mean), to_unit(seed - mean)
     with_seeds = unit @ unit_seed
     alike = unit @ unit.T
     np.fill_diagonal(alike, -np.inf)
@@ -76,7 +77,3 @@ def neighbourhood(
     weight = np.maximum(np.take_along_axis(asked, which, axis=1), 0) + 1e-3
     said = np.append(sure, 1.0)[which]
     return np.column_stack([(weight * said).sum(axis=1) / weight.sum(axis=1), with_seeds - near, near, with_seeds])
-
-
-def _unit(vectors: FloatArray) -> FloatArray:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6))

@@ -41,14 +41,25 @@ class Ranker(nn.Module):
         self.register_buffer("scale", torch.ones(columns))
         self.members = nn.ModuleList(_member(columns) for _ in range(MEMBERS))
 
+    def standardised(self, evidence: Tensor) -> Tensor:
+        """What the members are given, as `evidence`."""
+        return ((evidence - self.centre) / self.scale).clamp(-_CLIP, _CLIP)
+
     def each(self, evidence: Tensor) -> Tensor:
         """Logit of every member, (MEMBERS, N)."""
-        x = ((evidence - self.centre) / self.scale).clamp(-_CLIP, _CLIP)
+        x = self.standardised(evidence)
         return torch.stack([member(x)[:, 0] for member in self.members])
 
     def forward(self, evidence: Tensor) -> Tensor:
         """Evidence (N, columns) -> logits (N,)."""
         return self.each(evidence).mean(dim=0)
+
+    @torch.inference_mode()
+    def probability(self, evidence: FloatArray) -> FloatArray:
+        """Probability of each row, shape (N,), 0 to 1."""
+        if len(evidence) == 0:
+            return np.zeros(0)
+        return np.asarray(self(torch.from_numpy(evidence).float()).double().sigmoid().numpy())
 
 
 def _member(columns: int) -> nn.Module:
@@ -66,13 +77,9 @@ class Rankers(nn.Module):
         self.first = Ranker(FIRST)
         self.second = Ranker(SECOND)
 
-    @torch.inference_mode()
     def probability(self, evidence: FloatArray, which: Literal["first", "second"]) -> FloatArray:
         """Probability of each row, shape (N,), 0 to 1."""
-        net = self.first if which == "first" else self.second
-        if len(evidence) == 0:
-            return np.zeros(0)
-        return np.asarray(net(torch.from_numpy(evidence).float()).double().sigmoid().numpy())
+        return (self.first if which == "first" else self.second).probability(evidence)
 
 
 def load_rankers() -> Rankers:

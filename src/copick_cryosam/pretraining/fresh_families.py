@@ -20,8 +20,8 @@ LOOK_ALIKES = 2
 """Kinds of a data set that have the family of the one before, and nearly its size."""
 
 
-def fresh_shapes(templates: Path | None, rng: np.random.Generator, *, tuning: bool) -> list[Shape]:
-    """Five families, and look-alikes of the last; called as `validate.shapes_of` is, whose options say nothing here."""
+def fresh_shapes(templates: Path | None, rng: np.random.Generator) -> list[Shape]:
+    """Five families, and look-alikes of the last; `templates` hold none of them (see `validate.Survey`)."""
     families = [str(name) for name in rng.permutation(sorted(FRESH_FAMILIES))][: len(FRESH_FAMILIES) - 1]
     shapes = []
     for family in families:

@@ -1,7 +1,7 @@
 """How far the second look's orientations are from the truth, and what its averages resolve.
 
     python -m copick_cryosam.pretraining.measure_alignment --templates FOLDER \\
-        [--repeats 3] [--snr 0.05 0.1] [--tuning] [--count 14] [--json FILE]
+        [--repeats 3] [--snr 0.05 0.1] [--tuning | --fresh] [--count 14] [--json FILE]
 
 Data sets, kinds and the seed (one click in the first tomogram) are those of `validate.py`, and so is the pipeline.
 Picks are matched one to one to the particles of the kind within a radius; the seed is left out. An orientation is

@@ -27,7 +27,7 @@ from copick_cryosam.errors import SeedError
 from copick_cryosam.findings import Tomogram
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.simulate import Specimen, centres_inside, crop_truth
-from copick_cryosam.pretraining.validate import Layout, Survey
+from copick_cryosam.pretraining.validate import Layout, Survey, tuning_shapes
 from copick_cryosam.types import VoxelPoints
 
 LAYOUT = Layout(shape_zyx=(64, 176, 176), count=8)
@@ -183,7 +183,7 @@ def main() -> None:
         repeats=arguments.repeats,
         snrs=arguments.snr,
         seed=arguments.seed,
-        tuning=True,
+        shapes=tuning_shapes,
         layout=LAYOUT,
     )
     to_choose = draw(model, replace(survey, seed=arguments.choose), arguments.seeds)

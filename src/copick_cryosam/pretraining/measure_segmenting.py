@@ -26,7 +26,7 @@ from copick_cryosam.config import SegmenterSettings, override, preset
 from copick_cryosam.contrast import standardise
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import Specimen, centres_inside, crop_truth
-from copick_cryosam.pretraining.validate import Drawn, Layout, Survey
+from copick_cryosam.pretraining.validate import Drawn, Layout, Survey, tuning_shapes
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import CrossPlaneMask, segment
 from copick_cryosam.types import VoxelPoints
@@ -162,7 +162,7 @@ def main() -> None:
         repeats=arguments.repeats,
         snrs=arguments.snr,
         seed=arguments.seed,
-        tuning=True,
+        shapes=tuning_shapes,
         layout=LAYOUT,
     )
     for drawn in survey.draw():

@@ -11,16 +11,18 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copick_cryosam.pretraining.imaging import random_imaging
-from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape, read_shape
+from copick_cryosam.pretraining.ranking_families import RANKING_FAMILIES
+from copick_cryosam.pretraining.shapes import FAMILIES, Cloud, Shape, random_shape, read_shape
 from copick_cryosam.pretraining.simulate import MARGIN, Scene, build, crop_truth, tomogram_of
+from copick_cryosam.pretraining.wider_families import WIDER_FAMILIES
 
 HELD_OUT_MAPS = ("4v94", "3cf3", "1qvr", "2uv8", "3h84")
 """Maps that no training sees: a chaperonin, p97, ClpB, fatty acid synthase and a small complex."""
@@ -64,46 +66,68 @@ def training_maps(folder: Path | None) -> list[Shape]:
     return [read_shape(path) for path in sorted(folder.glob("*.mrc")) if path.stem not in HELD_OUT_MAPS]
 
 
-def draw_shapes(
-    rng: np.random.Generator, kinds: int, maps: Sequence[Shape], radii: tuple[float, float] | None = None
-) -> list[Shape]:
-    """Kinds for one sample, in half of the samples with look-alikes among them: barrels of one size, say.
+def _usual() -> dict[str, Callable[[np.random.Generator], Cloud]]:
+    return {name: draw for name, draw in FAMILIES.items() if name not in HELD_OUT_FAMILIES}
 
-    What parts a barrel from a rod is soon learnt; what parts two barrels has to be asked for. Shapes that do not
-    resemble another have a radius between `radii`, voxels, and lumps of `LUMPS`; None: of `random_shape`.
+
+SUPPLIES: dict[str, Mapping[str, Callable[[np.random.Generator], Cloud]]] = {
+    "usual": _usual(),
+    "wider": WIDER_FAMILIES,
+    "ranking": RANKING_FAMILIES,
+}
+"""Families that a pool may draw from. Nothing that EmbedNet is trained on may hold those of `ranking`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kinds:
+    """What kinds of particles the samples of a pool hold.
+
+    Attributes
+    ----------
+    maps : densities, drawn four times of ten
+    families : how each family of random shapes draws its domains
+    radii : voxels, of random shapes, whose lumps are of `LUMPS` then; None: of `random_shape`
     """
-    families = sorted(set(FAMILIES) - set(HELD_OUT_FAMILIES))
+
+    maps: Sequence[Shape] = ()
+    families: Mapping[str, Callable[[np.random.Generator], Cloud]] = field(default_factory=_usual)
+    radii: tuple[float, float] | None = None
+
+
+def draw_shapes(rng: np.random.Generator, count: int, kinds: Kinds) -> list[Shape]:
+    """Shapes for one sample, in half of the samples with look-alikes among them: barrels of one size, say.
+
+    What parts a barrel from a rod is soon learnt; what parts two barrels has to be asked for.
+    """
+    names = sorted(kinds.families)
     look_alikes = LOOK_ALIKES if rng.random() < 0.5 else 0.0
     shapes: list[Shape] = []
-    lump = None if radii is None else float(rng.uniform(*LUMPS))
-    for k in range(kinds):
+    lump = None if kinds.radii is None else float(rng.uniform(*LUMPS))
+    for k in range(count):
+        radius: float | None
         if shapes and rng.random() < look_alikes:
             like = shapes[-1]
-            family = like.family if like.family in families else str(rng.choice(families))
+            family = like.family if like.family in names else str(rng.choice(names))
             radius = like.radius * float(rng.uniform(0.88, 1.12))
-            shapes.append(random_shape(rng, family=family, radius=radius, name=f"shape-{k}", lump=lump))
-        elif maps and rng.random() < 0.4:
-            shapes.append(maps[int(rng.integers(len(maps)))])
+        elif kinds.maps and rng.random() < 0.4:
+            shapes.append(kinds.maps[int(rng.integers(len(kinds.maps)))])
+            continue
         else:
-            size = None if radii is None else float(np.exp(rng.uniform(*np.log(radii))))
-            family = str(rng.choice(families))
-            shapes.append(random_shape(rng, family=family, radius=size, name=f"shape-{k}", lump=lump))
+            radius = None if kinds.radii is None else float(np.exp(rng.uniform(*np.log(kinds.radii))))
+            family = str(rng.choice(names))
+        name = f"shape-{k}"
+        shapes.append(random_shape(rng, family=family, radius=radius, name=name, lump=lump, families=kinds.families))
     return shapes
 
 
-def draw_sample(
-    rng: np.random.Generator,
-    maps: Sequence[Shape],
-    shape_zyx: tuple[int, int, int] = SAMPLE_SHAPE,
-    radii: tuple[float, float] | None = None,
-) -> Sample:
+def draw_sample(rng: np.random.Generator, kinds: Kinds, shape_zyx: tuple[int, int, int] = SAMPLE_SHAPE) -> Sample:
     """Simulate one sample: 3 to 6 kinds, clutter, one set of imaging conditions."""
-    kinds = int(rng.integers(3, 7))
-    shapes = draw_shapes(rng, kinds, maps, radii)
+    number = int(rng.integers(3, 7))
+    shapes = draw_shapes(rng, number, kinds)
     imaging = random_imaging(rng)
     crowding = rng.uniform(0.25, 1.0)
     volume = float(np.prod(shape_zyx))
-    counts = tuple(max(3, min(24, round(crowding * 0.35 * volume / kinds / (4.2 * s.radius**3)))) for s in shapes)
+    counts = tuple(max(3, min(24, round(crowding * 0.35 * volume / number / (4.2 * s.radius**3)))) for s in shapes)
     volumes, labels, clutters = [], [], []
     truth: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
     for _ in range(2):
@@ -173,16 +197,17 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--shape", type=int, nargs=3, default=SAMPLE_SHAPE, help="voxels, z y x")
     parser.add_argument("--radii", type=float, nargs=2, default=None, help="least and largest radius of shapes, voxels")
+    parser.add_argument("--families", choices=SUPPLIES, default="usual", help="of random shapes (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    maps = training_maps(arguments.templates)
+    kinds = Kinds(maps=training_maps(arguments.templates), families=SUPPLIES[arguments.families], radii=arguments.radii)
     began = time.perf_counter()
     for index in range(arguments.start, arguments.start + arguments.count):
         path = arguments.folder / f"sample-{index:05d}.npz"
         if not path.exists():
             # a generator of its own for each sample: any one of them can be made again alone
             rng = np.random.default_rng([arguments.seed, index])
-            save_sample(draw_sample(rng, maps, tuple(arguments.shape), arguments.radii), path)
+            save_sample(draw_sample(rng, kinds, tuple(arguments.shape)), path)
             print(f"sample {index}  {time.perf_counter() - began:.0f} s", flush=True)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,29 +36,38 @@ from copick_cryosam.types import FloatArray
 
 FOLDS = 3
 """First nets that the second one learns with, each on all samples but a third."""
+BATCH = 1024
 
 
-@torch.inference_mode()
-def probability(net: Ranker, evidence: FloatArray) -> FloatArray:
-    """Probability of each row, shape (N,)."""
-    return np.asarray(net(torch.from_numpy(evidence).float()).double().sigmoid().numpy())
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a net is fitted.
+
+    Attributes
+    ----------
+    seed : of the weights, the bootstraps and the batches
+    weight_decay : of AdamW
+    steps : of `BATCH` candidates for each member
+    """
+
+    seed: int = 0
+    weight_decay: float = 0.5
+    steps: int = 3000
 
 
-def unseen(searches: Sequence[Search], seed: int, weight_decay: float, steps: int) -> list[FloatArray]:
+def unseen(searches: Sequence[Search], how: Training) -> list[FloatArray]:
     """What a first net says of each search that learned from other samples only."""
     names = sorted({one.sample for one in searches})
-    order = np.random.default_rng(seed).permutation(len(names))
+    order = np.random.default_rng(how.seed).permutation(len(names))
     fold = dict(zip(names, order % FOLDS, strict=True))
     nets = []
     for left_out in range(FOLDS):
         others = [one for one in searches if fold[one.sample] != left_out]
-        nets.append(fit([one.first for one in others], others, seed, weight_decay, steps))
-    return [probability(nets[fold[one.sample]], one.first) for one in searches]
+        nets.append(fit([one.first for one in others], others, how))
+    return [nets[fold[one.sample]].probability(one.first) for one in searches]
 
 
-def fit(
-    evidence: Sequence[FloatArray], searches: Sequence[Search], seed: int, weight_decay: float, steps: int
-) -> Ranker:
+def fit(evidence: Sequence[FloatArray], searches: Sequence[Search], how: Training) -> Ranker:
     """Train an ensemble: each member on a bootstrap of the searches, cross-entropy, so that it is calibrated.
 
     Parameters
@@ -67,20 +77,20 @@ def fit(
     rows = np.concatenate([x[one.lesson] for x, one in zip(evidence, searches, strict=True)])
     truth = np.concatenate([one.truth[one.lesson] for one in searches])
     index = np.repeat(np.arange(len(searches)), [one.lesson.sum() for one in searches])
-    torch.manual_seed(seed)
+    torch.manual_seed(how.seed)
     net = Ranker(rows.shape[1])
     net.centre.copy_(torch.from_numpy(rows.mean(axis=0)))
     net.scale.copy_(torch.from_numpy(rows.std(axis=0) + 1e-3))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(how.seed)
     inputs, wanted = torch.from_numpy(rows).float(), torch.from_numpy(truth).float()
     draws = [_bootstrap(index, len(searches), rng) for _ in range(MEMBERS)]
-    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(steps):
+    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=how.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, how.steps)
+    for _ in range(how.steps):
         loss = torch.zeros(())
         for member, draw in zip(net.members, draws, strict=True):
-            some = torch.from_numpy(draw[rng.integers(len(draw), size=1024)])
-            x = ((inputs[some] - net.centre) / net.scale).clamp(-4, 4)
+            some = torch.from_numpy(draw[rng.integers(len(draw), size=BATCH)])
+            x = net.standardised(inputs[some])
             loss = loss + F.binary_cross_entropy_with_logits(member(x)[:, 0], wanted[some])
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -130,11 +140,11 @@ def _fit_all(arguments: argparse.Namespace) -> None:
         raise SystemExit(
             f"{arguments.out}: expected searches of at least {FOLDS} samples, found {samples}; collect more"
         )
-    how = (arguments.seed, arguments.weight_decay, arguments.steps)
-    sure = unseen(searches, *how)
+    how = Training(seed=arguments.seed, weight_decay=arguments.weight_decay, steps=arguments.steps)
+    sure = unseen(searches, how)
     rankers = Rankers()
-    rankers.first = fit([one.first for one in searches], searches, *how)
-    rankers.second = fit([one.second(said) for one, said in zip(searches, sure, strict=True)], searches, *how)
+    rankers.first = fit([one.first for one in searches], searches, how)
+    rankers.second = fit([one.second(said) for one, said in zip(searches, sure, strict=True)], searches, how)
     tensors = {key: value.contiguous() for key, value in copy.deepcopy(rankers.state_dict()).items()}
     target = arguments.weights or Path(copick_cryosam.weights.__file__).with_name("ranker.safetensors")
     save_file(tensors, target)
@@ -154,11 +164,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sparse", type=float, default=usual.sparse, help="share of searches with few of all kinds")
     parser.add_argument("--thin", type=float, default=usual.thin, help="of the others, share with few of the kind")
     parser.add_argument("--alone", type=float, default=usual.alone, help="of the others, share with few of other kinds")
-    parser.add_argument("--weight-decay", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--weight-decay", type=float, default=Training.weight_decay)
+    parser.add_argument("--steps", type=int, default=Training.steps)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--skip", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=Training.seed)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--weights", type=Path, default=None, help="default: the package's own")
     arguments = parser.parse_args(argv)

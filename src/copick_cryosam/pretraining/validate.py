@@ -140,22 +140,22 @@ class Survey:
     ----------
     templates : folder of density maps
     repeats : data sets at each signal-to-noise ratio
-    tuning : of the kinds to choose settings on, not of the held-out ones
+    shapes : draws the kinds of a data set, from the templates: `held_out_shapes`, say
     """
 
     templates: Path | None
     repeats: int
     snrs: Sequence[float]
     seed: int
-    tuning: bool = False
+    shapes: Callable[[Path | None, np.random.Generator], list[Shape]]
     layout: Layout = field(default_factory=Layout)
 
-    def draw(self, shapes: Callable[..., list[Shape]] = shapes_of) -> Iterator[Drawn]:
-        """One data set after the other, each from random numbers of its own; `shapes` is called as `shapes_of` is."""
+    def draw(self) -> Iterator[Drawn]:
+        """One data set after the other, each from random numbers of its own."""
         for repeat in range(self.repeats):
             for snr in self.snrs:
                 rng = np.random.default_rng([self.seed, repeat, round(1000 * snr)])
-                kinds = shapes(self.templates, rng, tuning=self.tuning)
+                kinds = self.shapes(self.templates, rng)
                 tomograms = data_set(kinds, snr, rng, self.layout)
                 yield Drawn(repeat=repeat, snr=snr, rng=rng, shapes=kinds, tomograms=tomograms)
 
@@ -261,10 +261,10 @@ def mask_dices(instances: Sequence[Instance], specimen: Specimen, kind: int) -> 
     return dices
 
 
-def validate(model: CryoSAM, survey: Survey, shapes: Callable[..., list[Shape]] = shapes_of) -> list[KindScore]:
-    """Every kind of every data set; `shapes` as of `Survey.draw`."""
+def validate(model: CryoSAM, survey: Survey) -> list[KindScore]:
+    """Every kind of every data set."""
     rows = []
-    for drawn in survey.draw(shapes):
+    for drawn in survey.draw():
         opened, specimens = drawn.opened(model), drawn.specimens
         for kind, shape in enumerate(drawn.shapes):
             scores = score_kind(model, opened, specimens, kind, shape, drawn.rng)
@@ -296,7 +296,9 @@ def options(description: str | None, *, seed: int, threads: int = 2) -> argparse
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--snr", type=float, nargs="+", default=(0.05, 0.1))
     parser.add_argument("--seed", type=int, default=seed)
-    parser.add_argument("--tuning", action="store_true", help="kinds that training saw, to choose settings on")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--tuning", action="store_true", help="kinds that training saw, to choose settings on")
+    kinds.add_argument("--fresh", action="store_true", help="kinds that no training draws, to choose settings on")
     parser.add_argument("--threads", type=int, default=threads)
     usual = Layout()
     parser.add_argument("--shape", type=int, nargs=3, default=usual.shape_zyx, help="voxels of a tomogram, z y x")
@@ -307,14 +309,16 @@ def options(description: str | None, *, seed: int, threads: int = 2) -> argparse
     return parser
 
 
-def survey_of(arguments: argparse.Namespace) -> Survey:
-    """The data sets that `options` asked for."""
+def survey_of(
+    arguments: argparse.Namespace, tuning: Callable[[Path | None, np.random.Generator], list[Shape]] = tuning_shapes
+) -> Survey:
+    """The data sets that `options` asked for; `tuning` are the kinds that training saw."""
     return Survey(
         templates=arguments.templates,
         repeats=arguments.repeats,
         snrs=arguments.snr,
         seed=arguments.seed,
-        tuning=arguments.tuning,
+        shapes=tuning if arguments.tuning else fresh_shapes if arguments.fresh else held_out_shapes,
         layout=Layout(shape_zyx=tuple(arguments.shape), count=arguments.count, tomograms=arguments.tomograms),
     )
 
@@ -333,12 +337,9 @@ def save_rows(rows: Sequence[Any], path: Path | None) -> None:
 
 def main() -> None:
     """Parse the command line, score, print the table."""
-    parser = options(__doc__, seed=1234)
-    parser.add_argument("--fresh", action="store_true", help="kinds that no training draws, to choose settings on")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, seed=1234).parse_args()
     torch.set_num_threads(arguments.threads)
-    shapes = fresh_shapes if arguments.fresh else shapes_of
-    rows = validate(CryoSAM.from_settings(embedded(arguments.precision)), survey_of(arguments), shapes)
+    rows = validate(CryoSAM.from_settings(embedded(arguments.precision)), survey_of(arguments))
     save_rows(rows, arguments.json)
     print(table(rows))
 

@@ -1,6 +1,7 @@
 """Score zero-seed discovery: particles of any kind, and whether its clusters are the kinds.
 
-    python -m copick_cryosam.pretraining.validate_discovery --templates FOLDER [--tuning] [--repeats 3] [--json FILE]
+    python -m copick_cryosam.pretraining.validate_discovery --templates FOLDER [--tuning | --fresh] [--repeats 3]
+        [--json FILE]
 
 Every repeat simulates a data set of two crowded tomograms. Nothing is told but the volumes: polarity, sizes,
 threshold and the number of clusters are the program's. A pick counts within one radius of a true centre, that
@@ -27,15 +28,7 @@ from copick_cryosam.discovery import discover
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen, crop_truth
-from copick_cryosam.pretraining.validate import (
-    Survey,
-    embedded,
-    held_out_shapes,
-    options,
-    save_rows,
-    survey_of,
-    tuning_shapes,
-)
+from copick_cryosam.pretraining.validate import Survey, embedded, options, save_rows, survey_of, tuning_shapes
 from copick_cryosam.types import FloatArray, VoxelPoints
 
 __all__ = ["SetScore", "adjusted_rand_index", "score_set"]
@@ -212,10 +205,8 @@ def _best(curves: Sequence[tuple[FloatArray, NDArray[np.bool_]]], truth: int) ->
     return float((2 * hits / (truth + np.arange(1, len(hits) + 1))).max(initial=0.0))
 
 
-def kinds_of(templates: Path | None, rng: np.random.Generator, *, tuning: bool) -> list[Shape]:
-    """The kinds of `validate`; for tuning, a small and a large one beside them, as radii of 4 to 17 voxels occur."""
-    if not tuning:
-        return held_out_shapes(templates, rng)
+def of_all_sizes(templates: Path | None, rng: np.random.Generator) -> list[Shape]:
+    """The tuning kinds of `validate`, a small and a large one beside them, as radii of 4 to 17 voxels occur."""
     shapes = tuning_shapes(templates, rng)
     families = sorted(set(FAMILIES) - {"capped"})
     for low, high in ((4, 6), (12, 17)):
@@ -227,7 +218,7 @@ def kinds_of(templates: Path | None, rng: np.random.Generator, *, tuning: bool) 
 def validate(model: CryoSAM, survey: Survey) -> list[SetScore]:
     """Every data set."""
     rows = []
-    for drawn in survey.draw(kinds_of):
+    for drawn in survey.draw():
         rows.append(score_set(model, drawn.tomograms, drawn.repeat, drawn.snr))
         print(" ".join(f"{k}={v:.3g}" for k, v in asdict(rows[-1]).items()), flush=True)
     return rows
@@ -252,7 +243,7 @@ def main() -> None:
     """Parse the command line, score, print the table."""
     arguments = options(__doc__, seed=4321).parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = validate(CryoSAM.from_settings(embedded(arguments.precision)), survey_of(arguments))
+    rows = validate(CryoSAM.from_settings(embedded(arguments.precision)), survey_of(arguments, of_all_sizes))
     save_rows(rows, arguments.json)
     print(table(rows))
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from copick_cryosam.pretraining import train_ranker
 from copick_cryosam.pretraining.searches import Search, save_searches
-from copick_cryosam.pretraining.train_ranker import fit, main, probability, unseen
+from copick_cryosam.pretraining.train_ranker import Training, fit, main, unseen
 from copick_cryosam.ranker import FIRST
 
 PARTS = 12
@@ -41,8 +41,8 @@ def search(sample: int, rng: np.random.Generator, told: Callable[[np.ndarray], n
 
 
 def learned(searches: list[Search]) -> np.ndarray:
-    net = fit([one.first for one in searches], searches, 0, 0.5, STEPS)
-    return np.concatenate([probability(net, one.first) for one in searches])
+    net = fit([one.first for one in searches], searches, Training(steps=STEPS))
+    return np.concatenate([net.probability(one.first) for one in searches])
 
 
 def test_evidence_that_tells_is_learned_and_calibrated():
@@ -76,7 +76,7 @@ def test_no_search_is_told_by_a_net_that_learned_from_its_sample():
 
     by_heart = learned(searches)
     assert gap(by_heart) > 0.15
-    assert abs(gap(np.concatenate(unseen(searches, 0, 0.5, STEPS)))) < 0.05
+    assert abs(gap(np.concatenate(unseen(searches, Training(steps=STEPS))))) < 0.05
 
 
 def test_fit_writes_both_nets_and_the_same_ones_twice(tmp_path, monkeypatch):
