@@ -70,7 +70,7 @@ def _usual() -> dict[str, Callable[[np.random.Generator], Cloud]]:
     return {name: draw for name, draw in FAMILIES.items() if name not in HELD_OUT_FAMILIES}
 
 
-SUPPLIES: dict[str, Mapping[str, Callable[[np.random.Generator], Cloud]]] = {
+FAMILIES_OF: dict[str, Mapping[str, Callable[[np.random.Generator], Cloud]]] = {
     "usual": _usual(),
     "wider": WIDER_FAMILIES,
     "ranking": RANKING_FAMILIES,
@@ -79,60 +79,62 @@ SUPPLIES: dict[str, Mapping[str, Callable[[np.random.Generator], Cloud]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kinds:
-    """What kinds of particles the samples of a pool hold.
+class Supply:
+    """What the samples of a pool are made of.
 
     Attributes
     ----------
     maps : densities, drawn four times of ten
     families : how each family of random shapes draws its domains
     radii : voxels, of random shapes, whose lumps are of `LUMPS` then; None: of `random_shape`
+    shape_zyx : voxels of a tomogram
+    counts : least and most particles of a kind in a tomogram, small numbers more often; None: as many of each as
+        crowd it a quarter to wholly
     """
 
     maps: Sequence[Shape] = ()
     families: Mapping[str, Callable[[np.random.Generator], Cloud]] = field(default_factory=_usual)
     radii: tuple[float, float] | None = None
+    shape_zyx: tuple[int, int, int] = SAMPLE_SHAPE
+    counts: tuple[int, int] | None = None
 
 
-def draw_shapes(rng: np.random.Generator, count: int, kinds: Kinds) -> list[Shape]:
+def draw_shapes(rng: np.random.Generator, count: int, supply: Supply) -> list[Shape]:
     """Shapes for one sample, in half of the samples with look-alikes among them: barrels of one size, say.
 
     What parts a barrel from a rod is soon learnt; what parts two barrels has to be asked for.
     """
-    names = sorted(kinds.families)
+    names = sorted(supply.families)
     look_alikes = LOOK_ALIKES if rng.random() < 0.5 else 0.0
     shapes: list[Shape] = []
-    lump = None if kinds.radii is None else float(rng.uniform(*LUMPS))
+    lump = None if supply.radii is None else float(rng.uniform(*LUMPS))
     for k in range(count):
         radius: float | None
         if shapes and rng.random() < look_alikes:
             like = shapes[-1]
             family = like.family if like.family in names else str(rng.choice(names))
             radius = like.radius * float(rng.uniform(0.88, 1.12))
-        elif kinds.maps and rng.random() < 0.4:
-            shapes.append(kinds.maps[int(rng.integers(len(kinds.maps)))])
+        elif supply.maps and rng.random() < 0.4:
+            shapes.append(supply.maps[int(rng.integers(len(supply.maps)))])
             continue
         else:
-            radius = None if kinds.radii is None else float(np.exp(rng.uniform(*np.log(kinds.radii))))
+            radius = None if supply.radii is None else float(np.exp(rng.uniform(*np.log(supply.radii))))
             family = str(rng.choice(names))
         name = f"shape-{k}"
-        shapes.append(random_shape(rng, family=family, radius=radius, name=name, lump=lump, families=kinds.families))
+        shapes.append(random_shape(rng, family=family, radius=radius, name=name, lump=lump, families=supply.families))
     return shapes
 
 
-def draw_sample(rng: np.random.Generator, kinds: Kinds, shape_zyx: tuple[int, int, int] = SAMPLE_SHAPE) -> Sample:
+def draw_sample(rng: np.random.Generator, supply: Supply) -> Sample:
     """Simulate one sample: 3 to 6 kinds, clutter, one set of imaging conditions."""
-    number = int(rng.integers(3, 7))
-    shapes = draw_shapes(rng, number, kinds)
+    shapes = draw_shapes(rng, int(rng.integers(3, 7)), supply)
     imaging = random_imaging(rng)
-    crowding = rng.uniform(0.25, 1.0)
-    volume = float(np.prod(shape_zyx))
-    counts = tuple(max(3, min(24, round(crowding * 0.35 * volume / number / (4.2 * s.radius**3)))) for s in shapes)
+    counts = _counts(rng, shapes, supply)
     volumes, labels, clutters = [], [], []
     truth: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
     for _ in range(2):
         scene = Scene(
-            shape_zyx=shape_zyx,
+            shape_zyx=supply.shape_zyx,
             counts=counts,
             membranes=int(rng.integers(0, 3)),
             filaments=int(rng.choice([0, 0, 1, 2])),
@@ -153,6 +155,16 @@ def draw_sample(rng: np.random.Generator, kinds: Kinds, shape_zyx: tuple[int, in
         centres=tuple(t[1] for t in truth),
         radii=tuple(t[2] for t in truth),
     )
+
+
+def _counts(rng: np.random.Generator, shapes: Sequence[Shape], supply: Supply) -> tuple[int, ...]:
+    """Particles of each kind that are tried to be placed in a tomogram."""
+    if supply.counts is not None:
+        low, high = np.log(supply.counts)
+        return tuple(round(float(count)) for count in np.exp(rng.uniform(low, high, size=len(shapes))))
+    crowding = rng.uniform(0.25, 1.0)
+    volume = float(np.prod(supply.shape_zyx)) / len(shapes)
+    return tuple(max(3, min(24, round(crowding * 0.35 * volume / (4.2 * s.radius**3)))) for s in shapes)
 
 
 def save_sample(sample: Sample, path: Path) -> None:
@@ -197,17 +209,26 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--shape", type=int, nargs=3, default=SAMPLE_SHAPE, help="voxels, z y x")
     parser.add_argument("--radii", type=float, nargs=2, default=None, help="least and largest radius of shapes, voxels")
-    parser.add_argument("--families", choices=SUPPLIES, default="usual", help="of random shapes (default: %(default)s)")
+    parser.add_argument(
+        "--counts", type=int, nargs=2, default=None, help="least and most particles of a kind (default: crowded)"
+    )
+    parser.add_argument("--families", choices=FAMILIES_OF, default="usual", help="of random shapes")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    kinds = Kinds(maps=training_maps(arguments.templates), families=SUPPLIES[arguments.families], radii=arguments.radii)
+    supply = Supply(
+        maps=training_maps(arguments.templates),
+        families=FAMILIES_OF[arguments.families],
+        radii=arguments.radii,
+        shape_zyx=tuple(arguments.shape),
+        counts=arguments.counts,
+    )
     began = time.perf_counter()
     for index in range(arguments.start, arguments.start + arguments.count):
         path = arguments.folder / f"sample-{index:05d}.npz"
         if not path.exists():
             # a generator of its own for each sample: any one of them can be made again alone
             rng = np.random.default_rng([arguments.seed, index])
-            save_sample(draw_sample(rng, kinds, tuple(arguments.shape)), path)
+            save_sample(draw_sample(rng, supply), path)
             print(f"sample {index}  {time.perf_counter() - began:.0f} s", flush=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from copick_cryosam.pretraining.fresh_families import FRESH_FAMILIES, LOOK_ALIKES, fresh_shapes
-from copick_cryosam.pretraining.pool import HELD_OUT_FAMILIES, SUPPLIES, Kinds, draw_shapes
+from copick_cryosam.pretraining.pool import FAMILIES_OF, HELD_OUT_FAMILIES, Supply, draw_shapes
 from copick_cryosam.pretraining.ranking_families import RANKING_FAMILIES
 from copick_cryosam.pretraining.shapes import FAMILIES, Shape, finish, random_shape, read_shape
 from copick_cryosam.pretraining.wider_families import WIDER_FAMILIES
@@ -21,22 +21,22 @@ def test_no_family_is_of_two_sorts():
 
 
 def test_no_pool_draws_what_is_kept_to_choose_or_to_report_on():
-    for families in SUPPLIES.values():
+    for families in FAMILIES_OF.values():
         assert not set(families) & (set(FRESH_FAMILIES) | set(HELD_OUT_FAMILIES))
 
 
-@pytest.mark.parametrize("supply", sorted(SUPPLIES))
-def test_a_pool_draws_the_families_asked_for(supply):
+@pytest.mark.parametrize("families", sorted(FAMILIES_OF))
+def test_a_pool_draws_the_families_asked_for(families):
     rng = np.random.default_rng(2)
-    shapes = [shape for _ in range(20) for shape in draw_shapes(rng, 5, Kinds(families=SUPPLIES[supply]))]
-    assert {shape.family for shape in shapes} == set(SUPPLIES[supply])
+    shapes = [shape for _ in range(20) for shape in draw_shapes(rng, 5, Supply(families=FAMILIES_OF[families]))]
+    assert {shape.family for shape in shapes} == set(FAMILIES_OF[families])
 
 
 def test_a_pool_draws_maps_and_radii_asked_for():
     rng = np.random.default_rng(3)
     some: list[Shape] = [random_shape(rng, family="barrel", radius=9.0, name=name) for name in ("map-a", "map-b")]
-    kinds = Kinds(maps=some, radii=(12.0, 13.0))
-    drawn = [shape for _ in range(6) for shape in draw_shapes(rng, 5, kinds)]
+    supply = Supply(maps=some, radii=(12.0, 13.0))
+    drawn = [shape for _ in range(6) for shape in draw_shapes(rng, 5, supply)]
     names = [shape.name for shape in drawn]
     assert {"map-a", "map-b"} <= set(names)
     others = [shape.radius for shape in drawn if shape.name not in ("map-a", "map-b")]
