@@ -6,13 +6,12 @@ held-out ones (`README.md`, *n*). The held-out kinds themselves are for reportin
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from copick_cryosam.pretraining.pool import LUMPS
-from copick_cryosam.pretraining.shapes import Cloud, Shape, random_shape, walk
+from copick_cryosam.pretraining.shapes import Cloud, Families, Shape, random_shape, walk
 
 RADII = (5.0, 14.0)
 """Voxels; small ones are drawn more often."""
@@ -101,7 +100,7 @@ def _star(rng: np.random.Generator) -> Cloud:
     return np.concatenate([np.zeros((1, 3)), ends / 2, ends]), np.concatenate(widths)
 
 
-FRESH_FAMILIES: dict[str, Callable[[np.random.Generator], Cloud]] = {
+FRESH_FAMILIES: Families = {
     "pair": _pair,
     "coil": _coil,
     "wheel": _wheel,
@@ -109,4 +108,3 @@ FRESH_FAMILIES: dict[str, Callable[[np.random.Generator], Cloud]] = {
     "cage": _cage,
     "star": _star,
 }
-"""How each family draws its domains."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from copick_cryosam.pretraining.imaging import random_imaging
 from copick_cryosam.pretraining.ranking_families import RANKING_FAMILIES
-from copick_cryosam.pretraining.shapes import FAMILIES, Cloud, Shape, random_shape, read_shape
+from copick_cryosam.pretraining.shapes import FAMILIES, Families, Shape, random_shape, read_shape
 from copick_cryosam.pretraining.simulate import MARGIN, Scene, build, crop_truth, tomogram_of
 from copick_cryosam.pretraining.wider_families import WIDER_FAMILIES
 
@@ -66,11 +66,11 @@ def training_maps(folder: Path | None) -> list[Shape]:
     return [read_shape(path) for path in sorted(folder.glob("*.mrc")) if path.stem not in HELD_OUT_MAPS]
 
 
-def _usual() -> dict[str, Callable[[np.random.Generator], Cloud]]:
+def _usual() -> Families:
     return {name: draw for name, draw in FAMILIES.items() if name not in HELD_OUT_FAMILIES}
 
 
-FAMILIES_OF: dict[str, Mapping[str, Callable[[np.random.Generator], Cloud]]] = {
+FAMILIES_OF: dict[str, Families] = {
     "usual": _usual(),
     "wider": WIDER_FAMILIES,
     "ranking": RANKING_FAMILIES,
@@ -88,12 +88,12 @@ class Supply:
     families : how each family of random shapes draws its domains
     radii : voxels, of random shapes, whose lumps are of `LUMPS` then; None: of `random_shape`
     shape_zyx : voxels of a tomogram
-    counts : least and most particles of a kind in a tomogram, small numbers more often; None: as many of each as
-        crowd it a quarter to wholly
+    counts : least and most particles of a kind that are tried to be placed in a tomogram, small numbers more often;
+        None: as many of each as crowd it a quarter to wholly
     """
 
     maps: Sequence[Shape] = ()
-    families: Mapping[str, Callable[[np.random.Generator], Cloud]] = field(default_factory=_usual)
+    families: Families = field(default_factory=_usual)
     radii: tuple[float, float] | None = None
     shape_zyx: tuple[int, int, int] = SAMPLE_SHAPE
     counts: tuple[int, int] | None = None

@@ -6,12 +6,10 @@ those families alone trusts them too much elsewhere (`README.md`, *n*).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.pretraining.shapes import Cloud, walk
+from copick_cryosam.pretraining.shapes import Cloud, Families, walk
 
 
 def _knot(rng: np.random.Generator) -> Cloud:
@@ -101,7 +99,7 @@ def _direction(rng: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray(vector / np.linalg.norm(vector))
 
 
-RANKING_FAMILIES: dict[str, Callable[[np.random.Generator], Cloud]] = {
+RANKING_FAMILIES: Families = {
     "knot": _knot,
     "cross": _cross,
     "cup": _cup,
@@ -109,4 +107,3 @@ RANKING_FAMILIES: dict[str, Callable[[np.random.Generator], Cloud]] = {
     "stack": _stack,
     "propeller": _propeller,
 }
-"""How each family draws its domains."""

@@ -92,6 +92,9 @@ def walk(rng: np.random.Generator, count: int, step: float) -> NDArray[np.float6
 Cloud = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Domain centres in units of the particle's radius, and their Gaussian widths in the same unit."""
 
+Families = Mapping[str, Callable[[np.random.Generator], Cloud]]
+"""How each family of shapes draws its domains."""
+
 
 def _globule(rng: np.random.Generator) -> Cloud:
     count = int(rng.integers(4, 26))
@@ -166,7 +169,7 @@ def _capped(rng: np.random.Generator) -> Cloud:
     return cloud, np.concatenate([widths, np.full(len(cloud) - len(core), 0.22)])
 
 
-FAMILIES: dict[str, Callable[[np.random.Generator], Cloud]] = {
+FAMILIES: Families = {
     "globule": _globule,
     "barrel": _barrel,
     "shell": _shell,
@@ -175,7 +178,6 @@ FAMILIES: dict[str, Callable[[np.random.Generator], Cloud]] = {
     "assembly": _assembly,
     "capped": _capped,
 }
-"""How each family draws its domains."""
 
 
 def random_shape(
@@ -185,7 +187,7 @@ def random_shape(
     radius: float | None = None,
     name: str = "shape",
     lump: float | None = None,
-    families: Mapping[str, Callable[[np.random.Generator], Cloud]] = FAMILIES,
+    families: Families = FAMILIES,
 ) -> Shape:
     """A new complex.
 

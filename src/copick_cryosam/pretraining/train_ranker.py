@@ -37,6 +37,7 @@ from copick_cryosam.types import FloatArray
 FOLDS = 3
 """First nets that the second one learns with, each on all samples but a third."""
 BATCH = 1024
+"""Candidates that each member learns from in a step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from copick_cryosam.pretraining.shapes import Cloud, walk
+from copick_cryosam.pretraining.shapes import Cloud, Families, walk
 
 
 def _field(rng: np.random.Generator) -> Cloud:
@@ -93,7 +91,7 @@ def _prism(rng: np.random.Generator) -> Cloud:
     return cloud, np.full(len(cloud), rng.uniform(0.16, 0.24))
 
 
-WIDER_FAMILIES: dict[str, Callable[[np.random.Generator], Cloud]] = {
+WIDER_FAMILIES: Families = {
     "field": _field,
     "tree": _tree,
     "tube": _tube,
@@ -102,4 +100,3 @@ WIDER_FAMILIES: dict[str, Callable[[np.random.Generator], Cloud]] = {
     "cluster": _cluster,
     "prism": _prism,
 }
-"""How each family draws its domains."""

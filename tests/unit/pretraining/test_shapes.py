@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from copick_cryosam.pretraining.fresh_families import FRESH_FAMILIES, LOOK_ALIKES, fresh_shapes
-from copick_cryosam.pretraining.pool import FAMILIES_OF, HELD_OUT_FAMILIES, Supply, draw_shapes
+from copick_cryosam.pretraining.pool import FAMILIES_OF, HELD_OUT_FAMILIES, Supply, draw_sample, draw_shapes
 from copick_cryosam.pretraining.ranking_families import RANKING_FAMILIES
 from copick_cryosam.pretraining.shapes import FAMILIES, Shape, finish, random_shape, read_shape
 from copick_cryosam.pretraining.wider_families import WIDER_FAMILIES
@@ -41,6 +41,19 @@ def test_a_pool_draws_maps_and_radii_asked_for():
     assert {"map-a", "map-b"} <= set(names)
     others = [shape.radius for shape in drawn if shape.name not in ("map-a", "map-b")]
     assert np.median(others) == pytest.approx(12.5, rel=0.2)
+
+
+def test_a_pool_holds_about_as_many_of_each_kind_as_asked_for():
+    size = (48, 96, 96)
+
+    def inside(counts: tuple[int, int] | None) -> float:
+        sample = draw_sample(np.random.default_rng(5), Supply(shape_zyx=size, radii=(4.0, 5.0), counts=counts))
+        within = [((centres >= 0) & (centres < np.array(size))).all(axis=1) for centres in sample.centres]
+        kinds = len(np.unique(np.concatenate(sample.kinds)))
+        return float(np.mean([some.sum() for some in within]) / kinds)
+
+    assert 1.5 <= inside((2, 3)) <= 3.5
+    assert inside(None) > 6
 
 
 @pytest.mark.parametrize("seed", range(3))
