@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from copick_cryosam.features import DenseFeatures
 from copick_cryosam.fisher import fisher_z
 from copick_cryosam.neighbourhood import discriminant, neighbourhood
+from copick_cryosam.rotations import even_directions
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 
 REGIONS = (0.4, 0.75, 1.05, 1.45)
@@ -77,7 +78,7 @@ def surfaces(volume: NDArray[np.float32], features: DenseFeatures, points: Voxel
     """
     if features.foreground is None or features.centre is None:
         raise ValueError("surfaces: expected features with foreground and centre maps, found none")
-    offsets = np.stack([radius * radius_vox * _directions() for radius in REGIONS])
+    offsets = np.stack([radius * radius_vox * even_directions(_DIRECTIONS) for radius in REGIONS])
     places = points.zyx[:, None, None] + offsets
     cells = np.clip(
         np.round(features.grid.to_cells(VoxelPoints(places.reshape(-1, 3)))).astype(int),
@@ -197,12 +198,3 @@ def _company(found: Surfaces, similarity: FloatArray) -> FloatArray:
     counted[~own.any(axis=1), -1] = False
     totals = np.where(counted, cosines, 0).sum(axis=2) / np.maximum(counted.sum(axis=1), 1)
     return np.asarray(totals.T, dtype=np.float64)
-
-
-def _directions() -> FloatArray:
-    """Points spread evenly over the unit sphere, shape (32, 3): a Fibonacci lattice."""
-    index = np.arange(_DIRECTIONS) + 0.5
-    up = 1 - 2 * index / _DIRECTIONS
-    turn = np.pi * (1 + 5**0.5) * index
-    flat = np.sqrt(1 - up**2)
-    return np.stack([up, flat * np.sin(turn), flat * np.cos(turn)], axis=1)

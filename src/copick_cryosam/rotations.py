@@ -1,4 +1,4 @@
-"""Rotations spread evenly over all orientations, and small ones around each of them.
+"""Rotations and directions spread evenly over all there are, and small turns around each of them.
 
 All matrices act on (z, y, x) columns.
 """
@@ -24,6 +24,15 @@ def even_rotations(count: int) -> FloatArray:
     a, b = 2 * np.pi * s / math.sqrt(2), 2 * np.pi * s / _PSI
     quaternions = np.stack([inner * np.sin(a), inner * np.cos(a), outer * np.sin(b), outer * np.cos(b)], axis=1)
     return np.asarray(Rotation.from_quat(quaternions).as_matrix(), dtype=np.float64)
+
+
+def even_directions(count: int) -> FloatArray:
+    """Points spread evenly over the unit sphere, shape (count, 3), from +z to -z: a Fibonacci lattice."""
+    index = np.arange(count) + 0.5
+    up = 1 - 2 * index / count
+    turn = np.pi * (1 + 5**0.5) * index
+    flat = np.sqrt(1 - up**2)
+    return np.stack([up, flat * np.sin(turn), flat * np.cos(turn)], axis=1)
 
 
 def spacing_of(count: int) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from copick_cryosam.rotations import angles_between, even_rotations, small_rotations, spacing_of
+from copick_cryosam.rotations import angles_between, even_directions, even_rotations, small_rotations, spacing_of
 
 
 @pytest.mark.parametrize("count", [1, 24, 500])
@@ -42,3 +42,15 @@ def test_angles_are_symmetric_and_invariant():
     a, b, c = (Rotation.random(20, random_state=seed).as_matrix() for seed in range(3))
     np.testing.assert_allclose(angles_between(a, b), angles_between(b, a))
     np.testing.assert_allclose(angles_between(c @ a, c @ b), angles_between(a, b), atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 32, 90])
+def test_even_directions_are_of_unit_length_and_balance(count):
+    directions = even_directions(count)
+    assert directions.shape == (count, 3)
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1)
+    if count > 1:
+        assert np.linalg.norm(directions.mean(axis=0)) < 0.02
+        nearest = np.sort(directions @ directions.T, axis=1)[:, -2]
+        # no two nearer than half of what evenly spread ones are
+        assert np.degrees(np.arccos(nearest)).min() > 0.5 * np.degrees(np.sqrt(4 * np.pi / count))

@@ -81,14 +81,7 @@ def collect(
         for t, tomogram in enumerate(opened):
             proposals = propose(tomogram.features, query, radius, model.settings.matching)
             kept = clicks if t == 0 else None
-            if rng.random() < how.sparse:
-                proposals = thinned(proposals, truths[t], radius, rng, (FEWEST, SPARSE), kept)
-                proposals = thinned(proposals, others[t], radius, rng, (FEWEST, SPARSE), kept)
-            else:
-                if rng.random() < how.thin:
-                    proposals = thinned(proposals, truths[t], radius, rng, (FEWEST, 1.0), kept)
-                if rng.random() < how.alone:
-                    proposals = thinned(proposals, others[t], radius, rng, (FEWEST_OTHERS, 1.0), kept)
+            proposals = with_fewer(proposals, (truths[t], others[t]), radius, rng, how, kept)
             if len(proposals) < 3:
                 continue
             chosen, context = choose(len(proposals), tomogram.volume.size, radius, how.candidates)
@@ -132,6 +125,23 @@ def _clicks(
     chosen = centres[rng.choice(inner, size=count, replace=False)]
     clicks = chosen + rng.normal(size=chosen.shape) * 0.15 * radius
     return VoxelPoints(np.clip(clicks, 0, np.array(shape) - 1))
+
+
+def with_fewer(
+    proposals: Proposals,
+    truths: tuple[NDArray[np.float64], NDArray[np.float64]],
+    radius: float,
+    rng: np.random.Generator,
+    how: Collecting,
+    kept: VoxelPoints | None,
+) -> Proposals:
+    """Take particles out of some searches; `truths` are those of the kind and all others. See `thinned`."""
+    sparse = rng.random() < how.sparse
+    searches, fewest = (how.thin, how.alone), (FEWEST, FEWEST_OTHERS)
+    for truth, share, least in zip(truths, searches, fewest, strict=True):
+        if sparse or rng.random() < share:
+            proposals = thinned(proposals, truth, radius, rng, (FEWEST, SPARSE) if sparse else (least, 1.0), kept)
+    return proposals
 
 
 def thinned(

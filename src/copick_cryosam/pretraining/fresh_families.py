@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from copick_cryosam.pretraining.placing import around, corners_of, walk
 from copick_cryosam.pretraining.pool import LUMPS
-from copick_cryosam.pretraining.shapes import Cloud, Families, Shape, random_shape, walk
+from copick_cryosam.pretraining.shapes import Cloud, Families, Shape, random_shape
 
 RADII = (5.0, 14.0)
 """Voxels; small ones are drawn more often."""
@@ -22,9 +23,7 @@ LOOK_ALIKES = 2
 def fresh_shapes(templates: Path | None, rng: np.random.Generator) -> list[Shape]:
     """Five families, and look-alikes of the last; `templates` hold none of them (see `validate.Survey`)."""
     families = [str(name) for name in rng.permutation(sorted(FRESH_FAMILIES))][: len(FRESH_FAMILIES) - 1]
-    shapes = []
-    for family in families:
-        shapes.append(_draw(rng, family, float(np.exp(rng.uniform(*np.log(RADII))))))
+    shapes = [_draw(rng, family, float(np.exp(rng.uniform(*np.log(RADII))))) for family in families]
     last = shapes[-1].radius
     shapes += [_draw(rng, families[-1], last * float(rng.uniform(0.9, 1.1)), f"-{k}") for k in range(LOOK_ALIKES)]
     return shapes
@@ -51,17 +50,15 @@ def _coil(rng: np.random.Generator) -> Cloud:
     along = np.linspace(0, 1, count)
     turn = 2 * np.pi * along * rng.uniform(1.5, 3)
     radius = rng.uniform(0.4, 0.8) * (1 + rng.uniform(-0.4, 0.4) * along)
-    cloud = np.stack([(along - 0.5) * rng.uniform(0.8, 1.8), radius * np.sin(turn), radius * np.cos(turn)], axis=1)
+    cloud = around((along - 0.5) * rng.uniform(0.8, 1.8), radius, turn)
     return cloud, np.full(count, rng.uniform(0.14, 0.22))
 
 
 def _wheel(rng: np.random.Generator) -> Cloud:
     """A rim, spokes, and a hub that stands out on one side."""
     fold = int(rng.integers(3, 8))
-    spoke, rim = (np.arange(count) * 2 * np.pi / count for count in (fold, 4 * fold))
-    parts = [np.stack([np.zeros(4 * fold), 0.95 * np.sin(rim), 0.95 * np.cos(rim)], axis=1)]
-    for k in (1, 2):
-        parts.append(np.stack([np.full(fold, 0.05 * k), 0.3 * k * np.sin(spoke), 0.3 * k * np.cos(spoke)], axis=1))
+    parts = [around(0, 0.95, corners_of(4 * fold))]
+    parts += [around(0.05 * k, 0.3 * k, corners_of(fold)) for k in (1, 2)]
     parts.append(np.linspace(0, rng.uniform(0.2, 0.9), 3)[:, None] * np.array([1, 0, 0]))
     cloud = np.concatenate(parts)
     return cloud, np.full(len(cloud), rng.uniform(0.13, 0.2))

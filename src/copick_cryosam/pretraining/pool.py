@@ -66,12 +66,8 @@ def training_maps(folder: Path | None) -> list[Shape]:
     return [read_shape(path) for path in sorted(folder.glob("*.mrc")) if path.stem not in HELD_OUT_MAPS]
 
 
-def _usual() -> Families:
-    return {name: draw for name, draw in FAMILIES.items() if name not in HELD_OUT_FAMILIES}
-
-
 FAMILIES_OF: dict[str, Families] = {
-    "usual": _usual(),
+    "usual": {name: draw for name, draw in FAMILIES.items() if name not in HELD_OUT_FAMILIES},
     "wider": WIDER_FAMILIES,
     "ranking": RANKING_FAMILIES,
 }
@@ -93,7 +89,7 @@ class Supply:
     """
 
     maps: Sequence[Shape] = ()
-    families: Families = field(default_factory=_usual)
+    families: Families = field(default_factory=lambda: FAMILIES_OF["usual"])
     radii: tuple[float, float] | None = None
     shape_zyx: tuple[int, int, int] = SAMPLE_SHAPE
     counts: tuple[int, int] | None = None

@@ -9,16 +9,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.pretraining.shapes import Cloud, Families, walk
+from copick_cryosam.pretraining.placing import around, corners_of, random_direction, walk
+from copick_cryosam.pretraining.shapes import Cloud, Families
+from copick_cryosam.rotations import even_directions
 
 
 def _knot(rng: np.random.Generator) -> Cloud:
     """A tube that runs several times around a ring and through it: a torus knot."""
-    around, through = ((2, 3), (3, 2), (2, 5), (1, 3), (3, 4))[int(rng.integers(5))]
+    turns, through = ((2, 3), (3, 2), (2, 5), (1, 3), (3, 4))[int(rng.integers(5))]
     t = np.linspace(0, 2 * np.pi, int(rng.integers(24, 44)), endpoint=False)
     ring, tube = 0.7, rng.uniform(0.2, 0.4)
     across = ring + tube * np.cos(through * t)
-    points = np.stack([tube * np.sin(through * t), across * np.sin(around * t), across * np.cos(around * t)], axis=1)
+    points = around(tube * np.sin(through * t), across, turns * t)
     return points * [rng.uniform(0.8, 2), 1, 1], np.full(len(t), rng.uniform(0.12, 0.18))
 
 
@@ -27,7 +29,7 @@ def _cross(rng: np.random.Generator) -> Cloud:
     parts, widths = [], []
     for _ in range(int(rng.integers(2, 4))):
         along = np.linspace(-1, 1, int(rng.integers(4, 8))) * rng.uniform(0.6, 1.2) + rng.uniform(-0.4, 0.4)
-        parts.append(along[:, None] * _direction(rng) + rng.normal(scale=0.12, size=3))
+        parts.append(along[:, None] * random_direction(rng) + rng.normal(scale=0.12, size=3))
         widths.append(np.full(len(along), rng.uniform(0.14, 0.3)))
     return np.concatenate(parts), np.concatenate(widths)
 
@@ -35,11 +37,8 @@ def _cross(rng: np.random.Generator) -> Cloud:
 def _cup(rng: np.random.Generator) -> Cloud:
     """A bowl on a stem, or without."""
     count = int(rng.integers(40, 90))
-    index = np.arange(count) + 0.5
-    height, turn = 1 - 2 * index / count, np.pi * (1 + 5**0.5) * index
-    flat = np.sqrt(1 - height**2)
-    sphere = np.stack([height, flat * np.sin(turn), flat * np.cos(turn)], axis=1)
-    bowl = sphere[height > rng.uniform(-0.1, 0.5)] * [rng.uniform(0.4, 1.1), 1, rng.uniform(0.7, 1)]
+    sphere = even_directions(count)
+    bowl = sphere[sphere[:, 0] > rng.uniform(-0.1, 0.5)] * [rng.uniform(0.4, 1.1), 1, rng.uniform(0.7, 1)]
     widths = np.full(len(bowl), rng.uniform(0.13, 0.22))
     if rng.random() < 0.6:
         stem = np.linspace(0.1, rng.uniform(0.5, 1.4), 4)[:, None] * [1, 0, 0] + [bowl[:, 0].max(), 0, 0]
@@ -49,7 +48,7 @@ def _cup(rng: np.random.Generator) -> Cloud:
 
 def _polyhedron(rng: np.random.Generator) -> Cloud:
     """Copies of a unit under the rotations of a tetrahedron, or of an octahedron."""
-    unit = walk(rng, int(rng.integers(1, 4)), 0.25) + _direction(rng) * rng.uniform(0.6, 0.9)
+    unit = walk(rng, int(rng.integers(1, 4)), 0.25) + random_direction(rng) * rng.uniform(0.6, 0.9)
     turns = _tetrahedral() if rng.random() < 0.6 else np.concatenate([_tetrahedral(), _tetrahedral() @ _QUARTER])
     cloud = np.concatenate([unit @ turn.T for turn in turns])
     return cloud, np.full(len(cloud), rng.uniform(0.14, 0.24))
@@ -72,8 +71,7 @@ def _stack(rng: np.random.Generator) -> Cloud:
     for level in range(levels):
         z = level - (levels - 1) / 2
         radius, count = rng.uniform(0.1, 0.8), int(rng.integers(3, 9))
-        angle = np.arange(count) * 2 * np.pi / count + rng.uniform(0, np.pi)
-        disc = np.stack([np.full(count, 0.45 * z), radius * np.sin(angle), radius * np.cos(angle)], axis=1)
+        disc = around(0.45 * z, radius, corners_of(count) + rng.uniform(0, np.pi))
         parts.append(disc + np.array([0, bend * z**2 * 0.3, 0]))
         widths.append(np.full(count, rng.uniform(0.15, 0.3)))
     return np.concatenate(parts), np.concatenate(widths)
@@ -87,16 +85,10 @@ def _propeller(rng: np.random.Generator) -> Cloud:
     for k in range(blades):
         reach = rng.uniform(0.5, 0.8) if rng.random() < 0.2 else 1.0
         along = np.linspace(0.3, reach, steps)
-        angle = 2 * np.pi * k / blades + 0.6 * along
-        parts.append(np.stack([twist * along, along * np.sin(angle), along * np.cos(angle)], axis=1))
+        parts.append(around(twist * along, along, 2 * np.pi * k / blades + 0.6 * along))
     cloud = np.concatenate(parts)
     widths = np.append(rng.uniform(0.2, 0.4), np.tile(np.linspace(0.16, rng.uniform(0.12, 0.32), steps), blades))
     return cloud, widths
-
-
-def _direction(rng: np.random.Generator) -> NDArray[np.float64]:
-    vector = rng.normal(size=3)
-    return np.asarray(vector / np.linalg.norm(vector))
 
 
 RANKING_FAMILIES: Families = {

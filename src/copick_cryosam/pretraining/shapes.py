@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from copick_cryosam.pretraining.placing import around, corners_of, random_direction, walk
+
 FloatVolume = NDArray[np.float32]
 
 
@@ -80,15 +82,6 @@ def _spin(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
     return np.asarray(points @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]).T)
 
 
-def walk(rng: np.random.Generator, count: int, step: float) -> NDArray[np.float64]:
-    """Domains that touch: each is a step away from one of those before it."""
-    points = [np.zeros(3)]
-    for _ in range(count - 1):
-        direction = rng.normal(size=3)
-        points.append(points[rng.integers(len(points))] + step * direction / np.linalg.norm(direction))
-    return np.array(points)
-
-
 Cloud = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Domain centres in units of the particle's radius, and their Gaussian widths in the same unit."""
 
@@ -109,9 +102,7 @@ def _barrel(rng: np.random.Generator) -> Cloud:
     for ring in range(rings):
         radius = rng.uniform(0.45, 1.0)
         offset = rng.uniform(0, 2 * np.pi)
-        angles = np.arange(fold) * 2 * np.pi / fold + offset
-        level = (ring - (rings - 1) / 2) * height
-        points.append(np.stack([np.full(fold, level), radius * np.sin(angles), radius * np.cos(angles)], axis=1))
+        points.append(around((ring - (rings - 1) / 2) * height, radius, corners_of(fold) + offset))
     cloud = np.concatenate(points)
     return cloud, np.full(len(cloud), rng.uniform(0.16, 0.24))
 
@@ -140,8 +131,7 @@ def _arch(rng: np.random.Generator) -> Cloud:
     arms = int(rng.integers(2, 5))
     points = [np.zeros((1, 3))]
     for arm in range(arms):
-        direction = rng.normal(size=3)
-        direction /= np.linalg.norm(direction)
+        direction = random_direction(rng)
         points.append(np.linspace(0.4, rng.uniform(0.8, 1.4), 3)[:, None] * direction + 0.05 * arm)
     cloud = np.concatenate(points)
     return cloud, rng.uniform(0.18, 0.3, size=len(cloud))

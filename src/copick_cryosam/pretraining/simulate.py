@@ -15,6 +15,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from copick_cryosam.pretraining.imaging import Imaging, reconstruct
+from copick_cryosam.pretraining.placing import random_direction
 from copick_cryosam.pretraining.shapes import Shape
 
 MARGIN = 28
@@ -205,8 +206,7 @@ def _cut(
 def _membrane(size: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
     """A vesicle or a sheet (a vesicle of large radius), two leaflets, gently undulating."""
     radius = float(np.exp(rng.uniform(np.log(18), np.log(200))))
-    direction = rng.normal(size=3)
-    direction /= np.linalg.norm(direction)
+    direction = random_direction(rng)
     through = rng.uniform(0, 1, size=3) * np.array(size)
     centre = through - direction * radius
     bumps = ndimage.zoom(rng.normal(size=[max(2, n // 24) for n in size]).astype(np.float32), 1, order=1)

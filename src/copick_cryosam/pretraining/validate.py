@@ -31,8 +31,8 @@ from copick_cryosam.findings import Found, Tomogram
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.fresh_families import fresh_shapes
 from copick_cryosam.pretraining.imaging import Imaging
-from copick_cryosam.pretraining.pool import HELD_OUT_FAMILIES, HELD_OUT_MAPS, training_maps
-from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape, read_shape
+from copick_cryosam.pretraining.pool import FAMILIES_OF, HELD_OUT_FAMILIES, HELD_OUT_MAPS, training_maps
+from copick_cryosam.pretraining.shapes import Shape, random_shape, read_shape
 from copick_cryosam.pretraining.simulate import Scene, Specimen, centres_inside, crop_truth, simulate
 from copick_cryosam.types import AngstromPoints, Grid, Instance, VoxelPoints, centroids
 
@@ -85,7 +85,7 @@ def tuning_shapes(templates: Path | None, rng: np.random.Generator) -> list[Shap
     """Kinds to choose settings on, so that the held-out ones stay untouched: training maps and families."""
     maps = [shape for shape in training_maps(templates) if 5 < shape.radius < 14]
     shapes = [maps[k] for k in rng.choice(len(maps), size=3, replace=False)] if maps else []
-    families = sorted(set(FAMILIES) - set(HELD_OUT_FAMILIES))
+    families = sorted(FAMILIES_OF["usual"])
     for family in rng.choice(families, size=4, replace=False):
         radius = float(rng.uniform(6, 12))
         shapes.append(random_shape(rng, family=str(family), radius=radius, name=f"{family}-{radius:.0f}"))
@@ -320,6 +320,18 @@ def survey_of(
         seed=arguments.seed,
         shapes=tuning if arguments.tuning else fresh_shapes if arguments.fresh else held_out_shapes,
         layout=Layout(shape_zyx=tuple(arguments.shape), count=arguments.count, tomograms=arguments.tomograms),
+    )
+
+
+def tuning_survey(arguments: argparse.Namespace, layout: Layout) -> Survey:
+    """Data sets of kinds that training saw, for measurements that choose settings; options as of `options`."""
+    return Survey(
+        templates=arguments.templates,
+        repeats=arguments.repeats,
+        snrs=arguments.snr,
+        seed=arguments.seed,
+        shapes=tuning_shapes,
+        layout=layout,
     )
 
 

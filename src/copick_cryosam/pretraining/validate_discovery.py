@@ -26,7 +26,8 @@ from copick_cryosam.assignment import assign, close_pairs, gains_in_order
 from copick_cryosam.baseline import otsu_threshold, propose_blobs
 from copick_cryosam.discovery import discover
 from copick_cryosam.pipeline import CryoSAM
-from copick_cryosam.pretraining.shapes import FAMILIES, Shape, random_shape
+from copick_cryosam.pretraining.pool import FAMILIES_OF
+from copick_cryosam.pretraining.shapes import Shape, random_shape
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen, crop_truth
 from copick_cryosam.pretraining.validate import Survey, embedded, options, save_rows, survey_of, tuning_shapes
 from copick_cryosam.types import FloatArray, VoxelPoints
@@ -208,7 +209,7 @@ def _best(curves: Sequence[tuple[FloatArray, NDArray[np.bool_]]], truth: int) ->
 def of_all_sizes(templates: Path | None, rng: np.random.Generator) -> list[Shape]:
     """The tuning kinds of `validate`, a small and a large one beside them, as radii of 4 to 17 voxels occur."""
     shapes = tuning_shapes(templates, rng)
-    families = sorted(set(FAMILIES) - {"capped"})
+    families = sorted(FAMILIES_OF["usual"])
     for low, high in ((4, 6), (12, 17)):
         radius = float(rng.uniform(low, high))
         shapes.append(random_shape(rng, family=str(rng.choice(families)), radius=radius, name=f"of-{radius:.0f}"))

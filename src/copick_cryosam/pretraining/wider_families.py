@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from copick_cryosam.pretraining.shapes import Cloud, Families, walk
+from copick_cryosam.pretraining.placing import around, corners_of, random_direction, walk
+from copick_cryosam.pretraining.shapes import Cloud, Families
 
 
 def _field(rng: np.random.Generator) -> Cloud:
@@ -23,8 +24,7 @@ def _tree(rng: np.random.Generator) -> Cloud:
     """Thin branches."""
     points = [np.zeros(3)]
     for _ in range(int(rng.integers(3, 7))):
-        direction = rng.normal(size=3)
-        direction /= np.linalg.norm(direction)
+        direction = random_direction(rng)
         start = points[int(rng.integers(len(points)))]
         points += [start + 0.22 * step * direction for step in range(1, int(rng.integers(2, 5)))]
     return np.array(points), rng.uniform(0.13, 0.2, size=len(points))
@@ -36,7 +36,7 @@ def _tube(rng: np.random.Generator) -> Cloud:
     step = np.arange(turns * fold)
     angle, radius = 2 * np.pi * step / fold, rng.uniform(0.5, 0.9)
     height = (step / fold - turns / 2) * rng.uniform(0.3, 0.5)
-    cloud = np.stack([height, radius * np.sin(angle), radius * np.cos(angle)], axis=1)
+    cloud = around(height, radius, angle)
     if rng.random() < 0.4:
         cloud = np.concatenate([cloud, walk(rng, 4, 0.25) + np.array([height.max(), 0, 0])])
     return cloud, np.full(len(cloud), rng.uniform(0.13, 0.19))
@@ -46,15 +46,14 @@ def _horseshoe(rng: np.random.Generator) -> Cloud:
     """An open ring, thicker at one end, bent out of its plane."""
     along = np.linspace(0, 1, int(rng.integers(8, 20)))
     angle = along * np.pi * rng.uniform(1.0, 1.8)
-    points = np.stack([rng.uniform(-0.8, 0.8) * along**2, 0.8 * np.sin(angle), 0.8 * np.cos(angle)], axis=1)
+    points = around(rng.uniform(-0.8, 0.8) * along**2, 0.8, angle)
     return points, np.linspace(rng.uniform(0.15, 0.25), rng.uniform(0.15, 0.4), len(along))
 
 
 def _table(rng: np.random.Generator) -> Cloud:
     """A top, legs, and now and then a second plate below them."""
     legs = int(rng.integers(2, 5))
-    corner = np.arange(legs) * 2 * np.pi / legs
-    ring = np.stack([np.zeros(legs), np.sin(corner), np.cos(corner)], axis=1)
+    ring = around(0, 1, corners_of(legs))
     top = np.concatenate([ring * 0.35, ring * 0.7, np.zeros((1, 3))])
     height = rng.uniform(0.5, 1.2)
     spread = rng.uniform(0.3, 0.8)
@@ -69,10 +68,10 @@ def _cluster(rng: np.random.Generator) -> Cloud:
     """A few balls of very unlike sizes that touch."""
     points, widths = [np.zeros(3)], [rng.uniform(0.3, 0.5)]
     for _ in range(int(rng.integers(2, 6))):
-        direction = rng.normal(size=3)
+        direction = random_direction(rng)
         width = rng.uniform(0.12, 0.4)
         other = int(rng.integers(len(points)))
-        points.append(points[other] + direction / np.linalg.norm(direction) * 1.4 * (width + widths[other]))
+        points.append(points[other] + direction * 1.4 * (width + widths[other]))
         widths.append(width)
     return np.array(points), np.array(widths)
 
@@ -80,8 +79,7 @@ def _cluster(rng: np.random.Generator) -> Cloud:
 def _prism(rng: np.random.Generator) -> Cloud:
     """A solid with three to six flat sides, narrower at one end: wedges and pyramids among them."""
     fold, narrow = int(rng.integers(3, 7)), rng.uniform(0.1, 1.0)
-    corner = np.arange(fold) * 2 * np.pi / fold
-    ring = np.stack([np.zeros(fold), np.sin(corner), np.cos(corner)], axis=1) * [1, rng.uniform(0.5, 1), 1]
+    ring = around(0, 1, corners_of(fold)) * [1, rng.uniform(0.5, 1), 1]
     height = rng.uniform(0.6, 2.0)
     parts = []
     for level in np.linspace(0, 1, 4):

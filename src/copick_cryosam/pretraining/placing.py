@@ -1,0 +1,32 @@
+"""Where the domains of a random complex lie: on circles, in any direction, beside each other."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def around(height: ArrayLike, radius: ArrayLike, angle: ArrayLike) -> NDArray[np.float64]:
+    """Points around the z axis, z, y, x, shape (..., 3): cylindrical coordinates, angles in radians from +x to +y."""
+    along, out, turn = np.broadcast_arrays(*(np.asarray(each, dtype=np.float64) for each in (height, radius, angle)))
+    return np.stack([along, out * np.sin(turn), out * np.cos(turn)], axis=-1)
+
+
+def corners_of(fold: int) -> NDArray[np.float64]:
+    """Angles, radians, of the corners of a regular polygon, shape (fold,), the first 0."""
+    return np.arange(fold) * 2 * np.pi / fold
+
+
+def random_direction(rng: np.random.Generator) -> NDArray[np.float64]:
+    """A unit vector, any as likely as any other, shape (3,)."""
+    vector = rng.normal(size=3)
+    return np.asarray(vector / np.linalg.norm(vector))
+
+
+def walk(rng: np.random.Generator, count: int, step: float) -> NDArray[np.float64]:
+    """Domains that touch: each is a step away from one of those before it."""
+    points = [np.zeros(3)]
+    for _ in range(count - 1):
+        direction = rng.normal(size=3)
+        points.append(points[rng.integers(len(points))] + step * direction / np.linalg.norm(direction))
+    return np.array(points)
