@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from copick_cryosam.averaging import average
+from copick_cryosam.averaging import Average, average
 from copick_cryosam.config import AlignmentSettings
 from copick_cryosam.contrast import smooth
+from copick_cryosam.devices import fastest_dtype
 from copick_cryosam.rotations import angles_between, even_rotations, small_rotations, spacing_of
 from copick_cryosam.types import FloatArray, VoxelPoints
 from copick_cryosam.wedge import Wedge
@@ -45,6 +47,10 @@ _BACKGROUND = 120
 """Boxes from which the background's spectrum is taken."""
 _OVERSAMPLING = 2
 """Of the template's spectrum, for linear interpolation between its samples."""
+_FINE_EDGE = BOX_EDGE * _OVERSAMPLING + 1
+"""Samples along a template's spectrum, odd."""
+_RATIO = _FINE_EDGE / BOX_EDGE
+"""Of these samples per cycle per box."""
 _AT_ONCE = 256
 """Candidates correlated in one matrix product."""
 _REFINED = 64
@@ -85,17 +91,45 @@ class Template:
 
     Attributes
     ----------
-    spectrum : complex, (n, n, n), centred and oversampled
-    ratio : samples per cycle per box
+    spectrum : complex, (n, n, n), oversampled, centred, as far as it is compared
     wedge : of the one particle it is made of, the first one's where it is made of two; None where an average of more
         leaves none
     amplitude : (K,), by which candidates are whitened, too
     """
 
     spectrum: Tensor
-    ratio: float
     wedge: Wedge | None
     amplitude: Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Turned:
+    """A template at many rotations.
+
+    Attributes
+    ----------
+    values : complex (R, K), whitened, 0 where it was not measured
+    known : (R, K), how far it was
+    rotations : (R, 3, 3)
+    """
+
+    values: Tensor
+    known: Tensor
+    rotations: Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Halved:
+    """An average of at least two particles, and those of every other one of them.
+
+    Attributes
+    ----------
+    whole : of all
+    halves : of the particles of even and of odd index
+    """
+
+    whole: Template
+    halves: tuple[Template, Template]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -116,6 +150,12 @@ class Aligned:
     def __len__(self) -> int:
         return len(self.score)
 
+    @classmethod
+    def none(cls, count: int) -> Aligned:
+        """Of `count` candidates that fit not at all, a score of -1."""
+        rotations = np.broadcast_to(np.eye(3), (count, 3, 3))
+        return cls(score=np.full(count, -1.0), rotations=rotations, shifts=np.zeros((count, 3)))
+
     def only(self, which: NDArray[np.int64]) -> Aligned:
         """Some of them."""
         return Aligned(score=self.score[which], rotations=self.rotations[which], shifts=self.shifts[which])
@@ -126,6 +166,10 @@ class Aligned:
         some = np.atleast_1d(which)
         score[some], rotations[some], shifts[some] = found.score, found.rotations, found.shifts
         return Aligned(score=score, rotations=rotations, shifts=shifts)
+
+
+Member = tuple[Candidates, int, NDArray[np.float64], NDArray[np.float64]]
+"""A particle as it is averaged: candidates, index, rotation and shift in voxels."""
 
 
 class Aligner:
@@ -145,11 +189,12 @@ class Aligner:
         self.frequencies, self.shells = _half_space(settings.limit)
         self.frequencies, self.shells = self.frequencies.to(device), self.shells.to(device)
         self._even = even_rotations(settings.rotations)
-        self.rotations = torch.from_numpy(self._even).float().to(device)
+        self._reach = min(math.ceil(settings.limit * _RATIO) + 1, _FINE_EDGE // 2)
+        self._grid = _grid(settings.rotations, settings.limit, self._reach, device)
         steps = torch.arange(-settings.shift, settings.shift + 1).float()
         self.shifts = torch.cartesian_prod(steps, steps, steps).to(device)
-        turns = self.shifts @ self.frequencies.T
-        self._phases = torch.exp(2j * math.pi / BOX_EDGE * turns)
+        self._phases = torch.exp(2j * math.pi / BOX_EDGE * (self.shifts @ self.frequencies.T))
+        self._dtype = fastest_dtype(settings.precision, device)
 
     def look(self, volume: Tensor, points: VoxelPoints, wedge: Wedge) -> Candidates:
         """Cut and transform the boxes around points of a tomogram (Z, Y, X), particles bright."""
@@ -166,20 +211,32 @@ class Aligner:
         """One particle as it is."""
         return self._template(candidates.boxes[which], candidates.wedge, candidates.amplitude)
 
-    def averaged(self, members: Sequence[tuple[Candidates, int, NDArray[np.float64], NDArray[np.float64]]]) -> Template:
-        """Aligned particles averaged: candidates, index, rotation and shift (voxels) of each; at least one."""
-        boxes = torch.stack([some.boxes[i] for some, i, _, _ in members])
+    def averaged(self, members: Sequence[Member]) -> Template:
+        """Aligned particles averaged; at least one."""
+        made, wedges, amplitude = self._average(members)
+        return self._template(torch.from_numpy(made.density).to(self.device) * self.mask, _common(wedges), amplitude)
+
+    def halved(self, members: Sequence[Member]) -> Halved:
+        """As `averaged`, with the averages of both halves; at least two."""
+        made, wedges, amplitude = self._average(members)
+        cubes = [made.density, *made.halves]
+        whole, even, odd = (
+            self._template(torch.from_numpy(cube).to(self.device) * self.mask, _common(of), amplitude)
+            for cube, of in zip(cubes, (wedges, wedges[::2], wedges[1::2]), strict=True)
+        )
+        return Halved(whole=whole, halves=(even, odd))
+
+    def _average(self, members: Sequence[Member]) -> tuple[Average, list[Wedge], Tensor]:
+        wedges = [some.wedge for some, *_ in members]
         offsets = torch.tensor(np.array([shift / self.pixel for *_, shift in members]), dtype=torch.float32)
         made = average(
-            boxes,
+            torch.stack([some.boxes[i] for some, i, _, _ in members]),
             np.array([rotation for _, _, rotation, _ in members]),
-            [some.wedge for some, *_ in members],
+            wedges,
             voxel_spacing=1.0,
             offsets=offsets.to(self.device),
         )
-        amplitude = torch.stack([some.amplitude for some, *_ in members]).mean(dim=0)
-        density = torch.from_numpy(made.density).to(self.device)
-        return self._template(density * self.mask, None if len(members) > 2 else members[0][0].wedge, amplitude)
+        return made, wedges, torch.stack([some.amplitude for some, *_ in members]).mean(dim=0)
 
     def align(self, template: Template, candidates: Candidates, *, near: NDArray[np.float64] | None = None) -> Aligned:
         """Every candidate at its best orientation and shift.
@@ -188,11 +245,13 @@ class Aligner:
         ----------
         near : a rotation, (3, 3), around which to search; None: all of them
         """
-        rotations = self.rotations
-        if near is not None:
-            rotations = rotations[torch.from_numpy(angles_between(self._even, near) <= NEAR)]
+        near_by = None if near is None else torch.from_numpy(angles_between(self._even, near) <= NEAR)
+        return self.align_turned(self.turn([template], near_by)[0], candidates)
+
+    def align_turned(self, turned: Turned, candidates: Candidates) -> Aligned:
+        """As `align`, with what `turn` made of the template."""
         parts = [
-            self._search(template, candidates.spectra[start : start + _AT_ONCE], candidates.wedge, rotations)
+            self._search(turned, candidates.spectra[start : start + _AT_ONCE], candidates.wedge)
             for start in range(0, len(candidates), _AT_ONCE)
         ]
         if not parts:
@@ -200,9 +259,26 @@ class Aligner:
         score, rotation, shift = (torch.cat(each) for each in zip(*parts, strict=True))
         return Aligned(
             score=score.cpu().numpy().astype(np.float64),
-            rotations=rotations[rotation].cpu().numpy().astype(np.float64),
+            rotations=turned.rotations[rotation].cpu().numpy().astype(np.float64),
             shifts=(self.shifts[shift] * self.pixel).cpu().numpy().astype(np.float64),
         )
+
+    def turn(self, templates: Sequence[Template], which: Tensor | None = None) -> list[Turned]:
+        """Templates at the grid of rotations or, by a mask (R,), at some of them; several cost little more than one."""
+        grid = self._grid if which is None else self._grid.only(which)
+        count = len(grid.rotations)
+        flat = torch.stack([torch.view_as_real(one.spectrum) for one in templates], dim=3).flatten(3).flatten(0, 2)
+        read = F.embedding_bag(grid.corners, flat, per_sample_weights=grid.shares, mode="sum")
+        values = torch.view_as_complex(read.reshape(count, -1, len(templates), 2))
+        turned = []
+        for index, one in enumerate(templates):
+            known = torch.ones(count, values.shape[1], device=self.device)
+            if one.wedge is not None:
+                known = one.wedge.measured(grid.frequencies)
+            turned.append(
+                Turned(values=values[:, :, index] / one.amplitude * known, known=known, rotations=grid.rotations)
+            )
+        return turned
 
     def refine(self, template: Template, candidates: Candidates, coarse: Aligned) -> Aligned:
         """Finer poses: around each one found, steps of a half, a quarter and so on of the grid's spacings."""
@@ -234,49 +310,46 @@ class Aligner:
 
     def _compare(self, template: Template, spectra: Tensor, wedge: Wedge, rotations: Tensor, shifts: Tensor) -> Tensor:
         """Correlation (N, R, S) of N candidates, each at its own rotations (N, R, 3, 3) and shifts (N, S, 3)."""
-        values, known = self._turn(template, rotations)
+        turned = self.frequencies @ rotations
+        values = _read(template.spectrum, turned) / template.amplitude
+        known = torch.ones_like(values.real) if template.wedge is None else template.wedge.measured(turned)
+        values = values * known
         power = torch.einsum("nrk,nk->nr", known, spectra.abs().square())
         power = power * (values.abs().square() @ wedge.measured(self.frequencies))
         moved = spectra[:, None] * torch.exp(2j * math.pi / BOX_EDGE * (shifts @ self.frequencies.T))
         products = torch.view_as_real(values).flatten(2) @ torch.view_as_real(moved).flatten(2).transpose(1, 2)
         return products * power.clamp(min=1e-12).rsqrt()[..., None]
 
-    def _turn(self, template: Template, rotations: Tensor) -> tuple[Tensor, Tensor]:
-        """The template's whitened transform turned by rotations (..., 3, 3), and what is known of it, (..., K)."""
-        # R^T k, as rows k R
-        turned = self.frequencies @ rotations
-        values = _read(template.spectrum, template.ratio, turned) / template.amplitude
-        known = torch.ones_like(values.real) if template.wedge is None else template.wedge.measured(turned)
-        return values * known, known
-
-    def _search(
-        self, template: Template, spectra: Tensor, wedge: Wedge, rotations: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _search(self, turned: Turned, spectra: Tensor, wedge: Wedge) -> tuple[Tensor, Tensor, Tensor]:
         """Best correlation of each candidate, and the indices of its rotation and shift."""
-        values, known = self._turn(template, rotations)
+        values = turned.values
         measured = wedge.measured(self.frequencies)
-        power = (known @ spectra.abs().square().T) * (values.abs().square() @ measured)[:, None]
-        norm = power.clamp(min=1e-12).rsqrt()
-        flat = torch.view_as_real(values).flatten(1)
-        score = torch.full((len(spectra),), -1.0, device=spectra.device)
+        power = (turned.known @ spectra.abs().square().T) * (values.abs().square() @ measured)[:, None]
+        norm = power.clamp(min=1e-12).rsqrt().to(self._dtype)
+        flat = torch.view_as_real(values).flatten(1).to(self._dtype)
+        score = torch.full((len(spectra),), -1.0, dtype=self._dtype, device=spectra.device)
         rotation = torch.zeros(len(spectra), dtype=torch.long, device=spectra.device)
         shift = torch.zeros_like(rotation)
         for index, phase in enumerate(self._phases):
             # moving the candidate by -s multiplies its transform by exp(2 π i k s)
-            products = (flat @ torch.view_as_real(spectra * phase).flatten(1).T) * norm
-            best, which = products.max(dim=0)
+            moved = torch.view_as_real(spectra * phase).flatten(1).to(self._dtype)
+            best, which = ((flat @ moved.T) * norm).max(dim=0)
             better = best > score
             score = torch.where(better, best, score)
             rotation = torch.where(better, which, rotation)
             shift = torch.where(better, index, shift)
+        if self._dtype is not torch.float32:
+            # which pose is best bears rounding; how good it is must not depend on it
+            every = torch.arange(len(spectra), device=spectra.device)
+            products = (values[rotation].conj() * spectra * self._phases[shift]).real.sum(dim=1)
+            score = products * power[rotation, every].clamp(min=1e-12).rsqrt()
         return score, rotation, shift
 
     def _template(self, box: Tensor, wedge: Wedge | None, amplitude: Tensor) -> Template:
-        edge = BOX_EDGE * _OVERSAMPLING + 1
-        margin = (edge - BOX_EDGE) // 2
-        padded = F.pad(box, (margin,) * 6)
+        padded = F.pad(box, ((_FINE_EDGE - BOX_EDGE) // 2,) * 6)
         spectrum = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(padded)))
-        return Template(spectrum=spectrum, ratio=edge / BOX_EDGE, wedge=wedge, amplitude=amplitude)
+        inner = slice(_FINE_EDGE // 2 - self._reach, _FINE_EDGE // 2 + self._reach + 1)
+        return Template(spectrum=spectrum[inner, inner, inner].contiguous(), wedge=wedge, amplitude=amplitude)
 
     def _cut(self, volume: Tensor, points: Tensor) -> Tensor:
         """Boxes (N, E, E, E) resampled to `pixel`, masked, with mean 0 under the mask."""
@@ -321,6 +394,11 @@ class Aligner:
         return mean.clamp(min=float(mean.max()) * 1e-6 + 1e-12).sqrt()[self.shells]
 
 
+def _common(wedges: Sequence[Wedge]) -> Wedge | None:
+    """What one or two particles leave unmeasured, the first one's; an average of more leaves nothing."""
+    return None if len(wedges) > 2 else wedges[0]
+
+
 def _ball(edge: int, radius: float) -> Tensor:
     ramp = torch.arange(edge) - edge // 2
     distance = torch.sqrt(ramp[:, None, None] ** 2 + ramp[None, :, None] ** 2 + ramp[None, None] ** 2)
@@ -338,9 +416,59 @@ def _half_space(limit: float) -> tuple[Tensor, Tensor]:
     return kept.float(), kept.double().norm(dim=1).round().long()
 
 
-def _read(spectrum: Tensor, ratio: float, frequencies: Tensor) -> Tensor:
+def _read(spectrum: Tensor, frequencies: Tensor) -> Tensor:
     """Values of a centred spectrum at frequencies (..., 3) in cycles per box, z, y, x; linear, 0 outside."""
-    place = (frequencies * (ratio / ((spectrum.shape[0] - 1) / 2))).flip(-1).reshape(1, 1, 1, -1, 3)
+    place = (frequencies * (_RATIO / (spectrum.shape[0] // 2))).flip(-1).reshape(1, 1, 1, -1, 3)
     parts = torch.stack([spectrum.real, spectrum.imag])[None]
     found = F.grid_sample(parts, place, align_corners=True).reshape(2, *frequencies.shape[:-1])
     return torch.complex(found[0], found[1])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Grid:
+    """Where the frequencies of a half space lie in a spectrum that is turned.
+
+    Attributes
+    ----------
+    rotations : (R, 3, 3)
+    frequencies : turned back, (R, K, 3)
+    corners : samples of the spectrum around each, indices of the flattened cube, (R K, 8)
+    shares : of each, trilinear, (R K, 8)
+    """
+
+    rotations: Tensor
+    frequencies: Tensor
+    corners: Tensor
+    shares: Tensor
+
+    def only(self, which: Tensor) -> _Grid:
+        """Some rotations, by a mask (R,)."""
+        rows = which.repeat_interleave(self.frequencies.shape[1])
+        return _Grid(
+            rotations=self.rotations[which],
+            frequencies=self.frequencies[which],
+            corners=self.corners[rows],
+            shares=self.shares[rows],
+        )
+
+
+@lru_cache(maxsize=2)
+def _grid(count: int, limit: float, reach: int, device: torch.device) -> _Grid:
+    """`count` even rotations; they are the same for particles of all sizes."""
+    rotations = torch.from_numpy(even_rotations(count)).float().to(device)
+    frequencies = _half_space(limit)[0].to(device) @ rotations
+    edge = 2 * reach + 1
+    place = (frequencies * _RATIO + reach).reshape(-1, 3)
+    low = place.floor().clamp(0, edge - 2)
+    part = place - low
+    corners, shares = [], []
+    for corner in torch.cartesian_prod(*[torch.arange(2, device=device)] * 3):
+        z, y, x = (low.long() + corner).T
+        corners.append((z * edge + y) * edge + x)
+        shares.append(torch.where(corner == 1, part, 1 - part).prod(dim=1))
+    return _Grid(
+        rotations=rotations,
+        frequencies=frequencies,
+        corners=torch.stack(corners, dim=1).int(),
+        shares=torch.stack(shares, dim=1),
+    )

@@ -169,6 +169,9 @@ class AlignmentSettings(_Settings):
         ge=8,
         description="at most so many proposals of a tomogram are looked at again, a quarter of them as context",
     )
+    precision: Precision = Field(
+        "auto", description="in which poses are searched; auto: bf16 where the device computes with it"
+    )
     tilt_range: tuple[float, float] | None = Field(
         None, description="degrees, least and greatest; none: estimated from the tomogram's power spectrum"
     )

@@ -2,7 +2,8 @@
 
 The similarity of CryoSAM (eq. 6) is one column; others say how the candidate's middle, wall and surroundings
 compare with the seeds', whether it looks like the other good candidates or rather like others (`neighbourhood`), how
-well it can be turned into the seeds (`alignment`), and how all of that lies among the candidates of the same tomogram.
+well it can be turned into the seeds (`alignment`), how it fares where classes compete for it (`classification`), and
+how all of that lies among the candidates of the same tomogram.
 `ranker` makes a probability of it.
 """
 
@@ -164,7 +165,6 @@ def second_evidence(
     context : as of `first_evidence`
     """
     gain = correlation - np.median(correlation[context])
-    believed = np.clip(sure, _LEAST, 1 - _LEAST)
     return np.column_stack(
         [
             first,
@@ -173,11 +173,64 @@ def second_evidence(
             np.full(len(first), math.log(members)),
             *_among(discriminant(parts, seed, sure, context), context),
             neighbourhood(parts, seed, sure, context),
-            np.full(len(first), math.log(float(sure[context].mean()) + 1e-3)),
-            np.full(len(first), math.log(float(sure[context].sum()) + 0.1)),
-            np.log(believed / (1 - believed)),
+            _how_many(sure, context),
+            log_odds(sure),
         ]
     )
+
+
+def third_evidence(
+    first: FloatArray, probable: FloatArray, fits: FloatArray, members: int, context: NDArray[np.int64]
+) -> FloatArray:
+    """Columns known after the candidates were shared out among classes, shape (N, 11).
+
+    Few, since most of what there is to know is in what the second net says.
+
+    Parameters
+    ----------
+    first : of `first_evidence`
+    probable : probability of each candidate after the second comparison, shape (N,)
+    fits : of `classification.Shared`, shape (C, N)
+    members : particles in the class of the seeds
+    context : as of `first_evidence`
+    """
+    ahead = margin(fits)
+    value, _, standing, _ = _among(ahead, context)
+    weight = np.maximum(probable, _LEAST) / np.maximum(probable, _LEAST).sum()
+    usual = float(weight @ ahead)
+    spread = math.sqrt(float(weight @ (ahead - usual) ** 2))
+    competing = int(np.isfinite(fits[1:]).all(axis=1).sum())
+    constant = [usual, spread, math.log(members), math.log(1 + competing)]
+    return np.column_stack(
+        [
+            log_odds(probable),
+            value,
+            standing,
+            ahead - usual,
+            np.broadcast_to(constant, (len(first), len(constant))),
+            # of the object, the tomogram and the seeds
+            first[:, -3:],
+        ]
+    )
+
+
+def margin(fits: FloatArray) -> FloatArray:
+    """How much better candidates fit the class of the seeds than the best other, (C, N) -> (N,); 0 without another."""
+    others = fits[1:][np.isfinite(fits[1:]).all(axis=1)]
+    return fits[0] - others.max(axis=0) if len(others) else np.zeros(fits.shape[1])
+
+
+def log_odds(probability: FloatArray) -> FloatArray:
+    """Logarithm of p / (1 - p), kept finite."""
+    believed = np.clip(probability, _LEAST, 1 - _LEAST)
+    return np.asarray(np.log(believed / (1 - believed)))
+
+
+def _how_many(probability: FloatArray, context: NDArray[np.int64]) -> FloatArray:
+    """How many of a tomogram's candidates are believed to be particles, as a share and as a number; shape (N, 2)."""
+    believed = probability[context]
+    logarithms = [math.log(float(believed.mean()) + 1e-3), math.log(float(believed.sum()) + 0.1)]
+    return np.broadcast_to(logarithms, (len(probability), 2))
 
 
 def _among(values: FloatArray, context: NDArray[np.int64]) -> Sequence[FloatArray]:

@@ -26,12 +26,22 @@ from copick_cryosam.devices import resolve_device
 from copick_cryosam.diagnosis import SeedDiagnosis, diagnose, surroundings_of
 from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.errors import InputError, SeedError
+from copick_cryosam.evidence import third_evidence
 from copick_cryosam.features import DenseFeatures, EmbeddingStore
 from copick_cryosam.findings import Found, Ranked, Seeded, Tomogram
 from copick_cryosam.matching import Query, merge_queries, nearest_within, propose, scores_near, whiten_dense
 from copick_cryosam.polarity import foreground_both_ways
 from copick_cryosam.ranker import Rankers, load_rankers
-from copick_cryosam.second_look import Look, SeedLook, choose, look_again, look_at_seeds, reference_of, refine_poses
+from copick_cryosam.second_look import (
+    Look,
+    SeedLook,
+    choose,
+    compete,
+    look_again,
+    look_at_seeds,
+    reference_of,
+    refine_poses,
+)
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import segment
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
@@ -249,10 +259,15 @@ class CryoSAM:
         proposals = proposals[chosen]
         if progress is not None:
             progress("second look", 0, len(proposals))
-        look = self._look_again(tomogram, proposals, context, looks, radius_vox)
+        aligner = Aligner(radius_vox, self.settings.alignment, self.device)
+        look = self._look_again(aligner, tomogram, proposals, context, looks, radius_vox)
+        shared = compete(aligner, look)
         if progress is not None:
             progress("second look", len(proposals), len(proposals))
-        precision = self.rankers.probability(look.second, "second")
+        probable = self.rankers.probability(look.second, "second")
+        members = len(shared.seeds.seeds) + len(shared.seeds.members)
+        evidence = third_evidence(look.first, probable, shared.fits, members, context)
+        precision = self.rankers.probability(evidence, "third")
         if known is not None:
             precision[nearest_within(proposals.points, known, radius_vox)] = 1.0
         order = np.argsort(-precision, kind="stable")
@@ -264,18 +279,19 @@ class CryoSAM:
         return Ranked(
             proposals=ranked,
             calibration=stop_at(ranked.score, ranked.score, least),
-            poses=_poses(ranked.points, look.aligned, order),
-            look=look,
+            poses=_poses(ranked.points, shared.aligned, order),
+            boxes=look.boxes,
+            shared=shared,
             order=order,
         )
 
     def finer(self, ranked: Ranked, count: int, radius_vox: float) -> list[Pose]:
         """Poses of the best proposals, finer than the grid of rotations; empty without a second look."""
-        if ranked.look is None:
+        if ranked.boxes is None or ranked.shared is None:
             return []
         order = ranked.order[:count]
         aligner = Aligner(radius_vox, self.settings.alignment, self.device)
-        return _poses(ranked.proposals.points, refine_poses(aligner, ranked.look, order), order)
+        return _poses(ranked.proposals.points, refine_poses(aligner, ranked.boxes, ranked.shared, order), order)
 
     def search(
         self,
@@ -335,6 +351,7 @@ class CryoSAM:
 
     def _look_again(
         self,
+        aligner: Aligner,
         tomogram: Tomogram,
         proposals: Proposals,
         context: NDArray[np.int64],
@@ -343,7 +360,6 @@ class CryoSAM:
     ) -> Look:
         assert self.rankers is not None
         assert isinstance(tomogram.features, DenseFeatures)
-        aligner = Aligner(radius_vox, self.settings.alignment, self.device)
         return look_again(
             aligner,
             tomogram.volume,

@@ -1,8 +1,9 @@
 """From a candidate's evidence to the probability that it is a particle like the seeds.
 
-Two small nets, learned on simulated tomograms (`pretraining.train_ranker`): the first sees the comparison with the
-seeds, the second also that with the average of what the first was sure of. Their output is a probability, so it is
-the expected precision of a pick, and where to stop follows from it (`calibration`).
+Three small nets, learned on simulated tomograms (`pretraining.train_ranker`): the first sees the comparison with the
+seeds, the second also that with the average of what the first was sure of, the third what the second says and how the
+candidate fared among competing classes. Their output is a probability, so it is the expected precision of a pick, and
+where to stop follows from it (`calibration`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from copick_cryosam.types import FloatArray
 HIDDEN = (48, 24)
 MEMBERS = 5
 """Nets whose logits are averaged."""
-FIRST, SECOND = 36, 53
-"""Columns of `first_evidence` and `second_evidence`."""
+FIRST, SECOND, THIRD = 36, 53, 11
+"""Columns of `first_evidence`, `second_evidence` and `third_evidence`."""
+Which = Literal["first", "second", "third"]
 _CLIP = 4.0
 """Standard deviations; what training never saw is not extrapolated."""
 
@@ -68,7 +70,7 @@ def _member(columns: int) -> nn.Module:
 
 
 class Rankers(nn.Module):
-    """Both nets, in one file of weights."""
+    """All nets, in one file of weights."""
 
     signature = "ranker"
 
@@ -76,10 +78,11 @@ class Rankers(nn.Module):
         super().__init__()
         self.first = Ranker(FIRST)
         self.second = Ranker(SECOND)
+        self.third = Ranker(THIRD)
 
-    def probability(self, evidence: FloatArray, which: Literal["first", "second"]) -> FloatArray:
+    def probability(self, evidence: FloatArray, which: Which) -> FloatArray:
         """Probability of each row, shape (N,), 0 to 1."""
-        return (self.first if which == "first" else self.second).probability(evidence)
+        return {"first": self.first, "second": self.second, "third": self.third}[which].probability(evidence)
 
 
 def load_rankers() -> Rankers:

@@ -3,20 +3,22 @@
 1. Every candidate is compared with the seeds: features on spheres around it, and rotational correlation.
 2. What is surely like the seeds is averaged with them; the average has less noise than a seed.
 3. Every candidate is compared with the average, those in it with an average of the others.
+4. Groups of other candidates make averages of their own, and all compete for the candidates (`classification`).
 
-Each tomogram makes its own average, so the result does not depend on the order of runs.
+Each tomogram makes its own averages, so the result does not depend on the order of runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from copick_cryosam.alignment import Aligned, Aligner, Candidates, Template
+from copick_cryosam.alignment import Aligned, Aligner, Candidates, Member, Template
+from copick_cryosam.classification import Contenders, Shared, share_out
 from copick_cryosam.evidence import Surfaces, first_evidence, second_evidence, surfaces
 from copick_cryosam.features import DenseFeatures
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
@@ -30,9 +32,6 @@ AVERAGED = 10
 """The surest candidates that join the seeds in the average."""
 SURE = 0.5
 """Probability that a candidate needs to join."""
-
-Member = tuple[Candidates, int, NDArray[np.float64], NDArray[np.float64]]
-"""A particle as `Aligner.averaged` takes it: candidates, index, rotation and shift."""
 
 Rank = Callable[[FloatArray], FloatArray]
 """From evidence (N, F) to probabilities (N,)."""
@@ -82,24 +81,31 @@ class Look:
     ----------
     first, second : evidence, (N, F) each
     parts, seed_parts : `Surfaces.parts` of the candidates, (N, P), and of the seeds' mean, (P,)
+    centre : probability of being the centre of anything, (N,)
+    sure : of being like the seeds, after the first comparison, (N,)
     aligned : to the average; those in it to an average of the others
     members : indices of the candidates that were averaged
     boxes : of the candidates
     seeds : in the average, too
-    template : the average
-    without : for each member the average of the others
+    template : of the seeds alone
     """
 
     first: FloatArray
     second: FloatArray
     parts: NDArray[np.float32]
     seed_parts: NDArray[np.float32]
+    centre: FloatArray
+    sure: FloatArray
     aligned: Aligned
     members: NDArray[np.int64]
     boxes: Candidates
     seeds: Sequence[Member]
     template: Template
-    without: Mapping[int, Template]
+
+    @property
+    def averaged(self) -> int:
+        """Particles in the average."""
+        return len(self.seeds) + len(self.members)
 
 
 def look_at_seeds(
@@ -207,43 +213,47 @@ def look_again(
     poses = [(boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in members]
     template = aligner.averaged([*seeds, *poses]) if poses else reference.template
     again = aligner.align(template, boxes) if poses else aligned
-    without = {}
     for left_out, i in enumerate(members):
         # a particle resembles an average that holds its own noise, in the pose in which it was averaged
         others = [*seeds, *(pose for k, pose in enumerate(poses) if k != left_out)]
-        without[int(i)] = aligner.averaged(others)
-        again = again.put(i, aligner.align(without[int(i)], boxes.only(i), near=aligned.rotations[i]))
+        again = again.put(i, aligner.align(aligner.averaged(others), boxes.only(i), near=aligned.rotations[i]))
     seed_parts = seen.mean().parts[0]
     return Look(
         first=first,
         second=second_evidence(first, again.score, found.parts, seed_parts, sure, len(seeds) + len(poses), context),
         parts=found.parts,
         seed_parts=seed_parts,
+        centre=found.centre,
+        sure=sure,
         aligned=again,
         members=members,
         boxes=boxes,
         seeds=seeds,
-        template=template,
-        without=without,
+        template=reference.template,
     )
 
 
-def refine_poses(aligner: Aligner, look: Look, which: NDArray[np.int64]) -> Aligned:
+def compete(aligner: Aligner, look: Look) -> Shared:
+    """The candidates of a look shared out among classes; see `classification`."""
+    contenders = Contenders(boxes=look.boxes, parts=look.parts, centre=look.centre, sure=look.sure)
+    return share_out(aligner, contenders, look.seeds, look.template, look.members, look.aligned)
+
+
+def refine_poses(aligner: Aligner, boxes: Candidates, shared: Shared, which: NDArray[np.int64]) -> Aligned:
     """Poses of all candidates, those of some and of the averaged ones finer than the grid of rotations.
 
-    The averaged ones come first, each against the others: the average of their finer poses is sharper, and the rest
-    are refined against it.
+    The averaged ones come first, each half against the other: the average of their finer poses is sharper, and the
+    rest are refined against it.
     """
-    aligned = look.aligned
-    for i, others in look.without.items():
-        one = np.array([i])
-        aligned = aligned.put(one, aligner.refine(others, look.boxes.only(one), aligned.only(one)))
-    template = look.template
-    if len(look.members):
-        poses = [(look.boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in look.members]
-        template = aligner.averaged([*look.seeds, *poses])
-    rest = np.setdiff1d(which, look.members)
-    return aligned.put(rest, aligner.refine(template, look.boxes.only(rest), aligned.only(rest)))
+    aligned, template, own = shared.aligned, shared.seeds.template, shared.seeds
+    for half, other in enumerate(reversed(own.halves or ())):
+        some = own.half_of(half)
+        aligned = aligned.put(some, aligner.refine(other, boxes.only(some), aligned.only(some)))
+    if len(own.members):
+        poses = [(boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in own.members]
+        template = aligner.averaged([*own.seeds, *poses])
+    rest = np.setdiff1d(which, own.members)
+    return aligned.put(rest, aligner.refine(template, boxes.only(rest), aligned.only(rest)))
 
 
 def _joined(parts: Sequence[Surfaces]) -> Surfaces:

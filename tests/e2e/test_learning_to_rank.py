@@ -63,6 +63,7 @@ def test_searches_become_weights(pool, tmp_path, capsys):
     for one in searches:
         assert one.first.shape == (len(one.truth), FIRST)
         assert np.isfinite(one.second(np.full(len(one.truth), 0.5))).all()
+        assert np.isfinite(one.third(np.full(len(one.truth), 0.5))).all()
         assert 1 <= one.truth.sum() <= max(COUNTS)
     # a search from one seed in its own tomogram has that seed among the particles, as no lesson
     assert all(0 < (~one.lesson).sum() < 20 for one in searches[::2])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from copick_cryosam.ranker import FIRST, MEMBERS, SECOND, Ranker, Rankers, load_rankers
+from copick_cryosam.ranker import FIRST, MEMBERS, SECOND, THIRD, Ranker, Rankers, load_rankers
 
-COLUMNS = {"first": FIRST, "second": SECOND}
+COLUMNS = {"first": FIRST, "second": SECOND, "third": THIRD}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -19,7 +19,7 @@ from copick_cryosam.matching import propose
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.pool import Sample
 from copick_cryosam.pretraining.searches import Search
-from copick_cryosam.second_look import Rank, choose, look_again, look_at_seeds, reference_of
+from copick_cryosam.second_look import Rank, choose, compete, look_again, look_at_seeds, reference_of
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints, centroids
 from copick_cryosam.wedge import estimate_wedge
 
@@ -89,6 +89,7 @@ def collect(
             look = look_again(
                 aligner, tomogram.volume, features[t], wedges[t], proposals, reference, radius, rank, context
             )
+            shared = compete(aligner, look)
             # the seeds themselves are no lesson
             distance = np.linalg.norm(proposals.points.zyx[:, None] - clicks.zyx[None], axis=2).min(axis=1)
             searches.append(
@@ -96,10 +97,12 @@ def collect(
                     sample=name,
                     first=look.first,
                     correlation=look.aligned.score,
+                    fits=shared.fits.T,
                     parts=look.parts,
                     seed_parts=look.seed_parts,
                     counts=np.bincount(context, minlength=len(proposals)),
-                    averaged=len(look.seeds) + len(look.members),
+                    averaged=look.averaged,
+                    members=len(look.seeds) + len(shared.seeds.members),
                     seeds=len(clicks),
                     truth=_is_true(proposals.points, truths[t], radius),
                     lesson=distance > radius if t == 0 else np.ones(len(proposals), dtype=bool),

@@ -1,7 +1,8 @@
 """One search of a simulated tomogram as the ranking learns from it: evidence of its candidates, with the truth.
 
-What the second net sees depends on what the first one says (`evidence.second_evidence`), so its ingredients are kept:
-a first net that learned from the search itself is surer of it than one ever is of a user's.
+What the second net sees depends on what the first one says (`evidence.second_evidence`), and what the third sees on
+the second, so the ingredients are kept: a net that learned from the search itself is surer of it than one ever is of a
+user's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.evidence import second_evidence
+from copick_cryosam.evidence import second_evidence, third_evidence
 from copick_cryosam.types import FloatArray
 
 
@@ -26,6 +27,8 @@ class Search:
     sample : the file that the search was kept in: one sample of the pool
     first : of `evidence.first_evidence`, shape (N, F)
     correlation : rotational correlation with the average, shape (N,)
+    fits : of `classification.Shared`, shape (N, 1 + GROUPS)
+    members : particles in the class of the seeds
     parts, seed_parts : features of the candidates, shape (N, P), and of the seeds, shape (P,)
     counts : how often each candidate counts among all, shape (N,); see `second_look.choose`
     averaged : particles in the average
@@ -37,10 +40,12 @@ class Search:
     sample: str
     first: FloatArray
     correlation: FloatArray
+    fits: FloatArray
     parts: NDArray[np.float32]
     seed_parts: NDArray[np.float32]
     counts: NDArray[np.int64]
     averaged: int
+    members: int
     seeds: int
     truth: FloatArray
     lesson: NDArray[np.bool_]
@@ -51,9 +56,14 @@ class Search:
         parts, seed = self.parts, self.seed_parts
         return second_evidence(self.first, self.correlation, parts, seed, sure, self.averaged, context)
 
+    def third(self, probable: FloatArray) -> FloatArray:
+        """Evidence of the third net, shape (N, 11), where the second one says `probable`, shape (N,)."""
+        context = np.repeat(np.arange(len(self.counts)), self.counts)
+        return third_evidence(self.first, probable, self.fits.T, self.members, context)
 
-_ROWS = ("first", "correlation", "parts", "counts", "truth", "lesson")
-_NUMBERS = ("seed_parts", "averaged", "seeds")
+
+_ROWS = ("first", "correlation", "fits", "parts", "counts", "truth", "lesson")
+_NUMBERS = ("seed_parts", "averaged", "members", "seeds")
 
 
 def save_searches(path: Path, searches: Sequence[Search]) -> None:
@@ -89,6 +99,7 @@ def read_searches(folder: Path) -> list[Search]:
                     **of_this,
                     seed_parts=numbers["seed_parts"][i].astype(np.float32),
                     averaged=int(numbers["averaged"][i]),
+                    members=int(numbers["members"][i]),
                     seeds=int(numbers["seeds"][i]),
                 )
             )

@@ -5,9 +5,10 @@
 
 The pool must hold samples that EmbedNet was not trained on: on kinds that it knows, similarity says more than it
 does on others. `collect` searches every sample for each of its kinds, from one to five seeds in the first tomogram
-(`collect_searches`). It goes on where it stopped. `fit` trains both nets and writes the package's weights: the second
-sees what first nets say that did not learn from the same sample. Who is averaged depends on the first net, so the
-procedure is: collect --first, fit, collect, fit.
+(`collect_searches`). It goes on where it stopped. `fit` trains the nets and writes the package's weights: each sees
+what those before it say that did not learn from the same sample. Who is averaged depends on the first net, so the
+procedure is: collect --first, fit, collect, fit. `fit --third` learns the third net alone, on samples that the
+package's first two have not seen.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from copick_cryosam.second_look import Rank
 from copick_cryosam.types import FloatArray
 
 FOLDS = 3
-"""First nets that the second one learns with, each on all samples but a third."""
+"""Nets of one kind that the next one learns with, each on all samples but a third."""
 BATCH = 1024
 """Candidates that each member learns from in a step."""
 
@@ -56,16 +57,16 @@ class Training:
     steps: int = 3000
 
 
-def unseen(searches: Sequence[Search], how: Training) -> list[FloatArray]:
-    """What a first net says of each search that learned from other samples only."""
+def unseen(evidence: Sequence[FloatArray], searches: Sequence[Search], how: Training) -> list[FloatArray]:
+    """What a net says of each search that learned from other samples only; arguments as of `fit`."""
     names = sorted({one.sample for one in searches})
     order = np.random.default_rng(how.seed).permutation(len(names))
     fold = dict(zip(names, order % FOLDS, strict=True))
     nets = []
     for left_out in range(FOLDS):
-        others = [one for one in searches if fold[one.sample] != left_out]
-        nets.append(fit([one.first for one in others], others, how))
-    return [nets[fold[one.sample]].probability(one.first) for one in searches]
+        others = [k for k, one in enumerate(searches) if fold[one.sample] != left_out]
+        nets.append(fit([evidence[k] for k in others], [searches[k] for k in others], how))
+    return [nets[fold[one.sample]].probability(x) for x, one in zip(evidence, searches, strict=True)]
 
 
 def fit(evidence: Sequence[FloatArray], searches: Sequence[Search], how: Training) -> Ranker:
@@ -142,10 +143,17 @@ def _fit_all(arguments: argparse.Namespace) -> None:
             f"{arguments.out}: expected searches of at least {FOLDS} samples, found {samples}; collect more"
         )
     how = Training(seed=arguments.seed, weight_decay=arguments.weight_decay, steps=arguments.steps)
-    sure = unseen(searches, how)
-    rankers = Rankers()
-    rankers.first = fit([one.first for one in searches], searches, how)
-    rankers.second = fit([one.second(said) for one, said in zip(searches, sure, strict=True)], searches, how)
+    first = [one.first for one in searches]
+    if arguments.third:
+        rankers = load_rankers()
+        second = [one.second(rankers.first.probability(x)) for one, x in zip(searches, first, strict=True)]
+        probable = [rankers.second.probability(x) for x in second]
+    else:
+        rankers = Rankers()
+        second = [one.second(said) for one, said in zip(searches, unseen(first, searches, how), strict=True)]
+        probable = unseen(second, searches, how)
+        rankers.first, rankers.second = fit(first, searches, how), fit(second, searches, how)
+    rankers.third = fit([one.third(said) for one, said in zip(searches, probable, strict=True)], searches, how)
     tensors = {key: value.contiguous() for key, value in copy.deepcopy(rankers.state_dict()).items()}
     target = arguments.weights or Path(copick_cryosam.weights.__file__).with_name("ranker.safetensors")
     save_file(tensors, target)
@@ -161,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", type=Path, default=None)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", action="store_true", help="collect before there is a first net")
+    parser.add_argument("--third", action="store_true", help="fit the third net alone, the others as they ship")
     parser.add_argument("--candidates", type=int, default=usual.candidates, help="at most so many are looked at")
     parser.add_argument("--sparse", type=float, default=usual.sparse, help="share of searches with few of all kinds")
     parser.add_argument("--thin", type=float, default=usual.thin, help="of the others, share with few of the kind")

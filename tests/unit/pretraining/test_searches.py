@@ -7,9 +7,10 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from copick_cryosam.evidence import second_evidence
+from copick_cryosam.classification import GROUPS
+from copick_cryosam.evidence import second_evidence, third_evidence
 from copick_cryosam.pretraining.searches import Search, read_searches, save_searches
-from copick_cryosam.ranker import FIRST, SECOND
+from copick_cryosam.ranker import FIRST, SECOND, THIRD
 
 PARTS = 12
 
@@ -22,10 +23,12 @@ def some_search(count: int, sample: str = "searches-pool-sample-00001", seed: in
         sample=sample,
         first=rng.normal(size=(count, FIRST)),
         correlation=rng.uniform(size=count),
+        fits=np.where(np.arange(1 + GROUPS) < 4, rng.normal(size=(count, 1 + GROUPS)), np.nan),
         parts=parts,
         seed_parts=parts[0],
         counts=rng.integers(1, 4, size=count),
         averaged=3,
+        members=5,
         seeds=2,
         truth=(rng.uniform(size=count) < 0.3).astype(float),
         lesson=rng.uniform(size=count) < 0.9,
@@ -50,7 +53,7 @@ def test_what_was_cut_off_while_it_was_written_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("count", [3, 40])
-def test_the_second_evidence_is_that_of_the_second_look(count):
+def test_the_evidence_is_that_of_the_second_look(count):
     search = some_search(count)
     sure = np.random.default_rng(5).uniform(size=count)
     context = np.repeat(np.arange(count), search.counts)
@@ -58,3 +61,7 @@ def test_the_second_evidence_is_that_of_the_second_look(count):
     assert found.shape == (count, SECOND)
     wanted = second_evidence(search.first, search.correlation, search.parts, search.seed_parts, sure, 3, context)
     np.testing.assert_array_equal(found, wanted)
+    third = search.third(sure)
+    assert third.shape == (count, THIRD)
+    assert np.isfinite(third).all()
+    np.testing.assert_array_equal(third, third_evidence(search.first, sure, search.fits.T, 5, context))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from copick_cryosam.classification import GROUPS
 from copick_cryosam.pretraining import train_ranker
 from copick_cryosam.pretraining.searches import Search, save_searches
 from copick_cryosam.pretraining.train_ranker import Training, fit, main, unseen
-from copick_cryosam.ranker import FIRST
+from copick_cryosam.ranker import FIRST, load_rankers
 
 PARTS = 12
 STEPS = 150
@@ -32,8 +34,10 @@ def search(sample: int, rng: np.random.Generator, told: Callable[[np.ndarray], n
         correlation=rng.normal(size=count),
         parts=parts,
         seed_parts=parts[0],
+        fits=rng.normal(size=(count, 1 + GROUPS)),
         counts=np.ones(count, dtype=np.int64),
         averaged=1,
+        members=1,
         seeds=1,
         truth=truth,
         lesson=np.ones(count, dtype=bool),
@@ -76,14 +80,18 @@ def test_no_search_is_told_by_a_net_that_learned_from_its_sample():
 
     by_heart = learned(searches)
     assert gap(by_heart) > 0.15
-    assert abs(gap(np.concatenate(unseen(searches, Training(steps=STEPS))))) < 0.05
+    assert abs(gap(np.concatenate(unseen([one.first for one in searches], searches, Training(steps=STEPS))))) < 0.05
 
 
-def test_fit_writes_both_nets_and_the_same_ones_twice(tmp_path, monkeypatch):
+def kept(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(4):
         one = search(i, rng, lambda truth: truth + rng.normal(size=len(truth)))
-        save_searches(tmp_path / f"{one.sample}.npz", [one, one])
+        save_searches(folder / f"{one.sample}.npz", [one, one])
+
+
+def test_fit_writes_all_nets_and_the_same_ones_twice(tmp_path):
+    kept(tmp_path)
     written = []
     for name in ("a", "b"):
         target = tmp_path / f"{name}.safetensors"
@@ -92,3 +100,13 @@ def test_fit_writes_both_nets_and_the_same_ones_twice(tmp_path, monkeypatch):
     assert set(written[0]) == set(train_ranker.Rankers().state_dict())
     for key, value in written[0].items():
         np.testing.assert_array_equal(value.numpy(), written[1][key].numpy())
+
+
+def test_the_third_net_is_learned_alone_beside_those_that_ship(tmp_path):
+    kept(tmp_path)
+    target = tmp_path / "third.safetensors"
+    main(["fit", "--third", "--out", str(tmp_path), "--weights", str(target), "--steps", "20"])
+    written, shipped = load_file(target), load_rankers().state_dict()
+    for key, value in written.items():
+        same = np.array_equal(value.numpy(), shipped[key].numpy())
+        assert same != key.startswith("third"), key

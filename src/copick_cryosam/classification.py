@@ -1,0 +1,226 @@
+"""Candidates compete for averages: 3D classification that starts from one click.
+
+A look-alike correlates well with the average of the particles that are sought, but better with an average of its own
+kind, of which the tomogram holds several. So beside the class of the seeds, groups of other candidates that resemble
+each other make averages, and every likely candidate joins the class whose average it fits best: competitive alignment,
+as in 3D classification of single particles (Scheres, Methods Enzymol. 482, 2010, 10.1016/S0076-6879(10)82012-9),
+without its likelihoods.
+
+A particle resembles an average that holds its own noise, so members are judged by the half of their class that they
+are not in. A class that cannot be told from that of the seeds is dissolved; it may be particles like the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copick_cryosam.alignment import Aligned, Aligner, Candidates, Member, Template
+from copick_cryosam.evidence import log_odds
+from copick_cryosam.types import FloatArray
+from copick_cryosam.unit_vectors import to_unit
+
+GROUPS = 8
+"""Classes beside that of the seeds, at most."""
+ROUNDS = 2
+"""Times that the candidates are shared out."""
+LIKELY = 100
+"""Candidates that are shared out: so many that are most likely centres of anything,"""
+SUREST = 40
+"""and so many that are most likely particles like the seeds."""
+DENSE = 8
+"""Candidates that a group starts with: one, and those most like it."""
+FEWEST = 3
+"""Members without which a group is none."""
+MOST = 30
+"""Members that a class is averaged from: those that fit it best."""
+ODDS = 0.025
+"""Correlation that the class of the seeds is given ahead for every unit of a candidate's log-odds to be like them."""
+APART = 0.04
+"""By how much the members of two classes, together, must fit their own better than each other's."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Contenders:
+    """N candidates of one tomogram, and what is known of them before they compete.
+
+    Attributes
+    ----------
+    boxes : of the candidates
+    parts : features of middle, body and rim, shape (N, P)
+    centre : probability of being the centre of anything, shape (N,)
+    sure : of being like the seeds, shape (N,)
+    """
+
+    boxes: Candidates
+    parts: NDArray[np.float32]
+    centre: FloatArray
+    sure: FloatArray
+
+    @property
+    def likely(self) -> NDArray[np.int64]:
+        """Those that are shared out, ascending."""
+        surest = np.argsort(-self.sure, kind="stable")
+        return np.union1d(np.argsort(-self.centre, kind="stable")[:LIKELY], surest[:SUREST])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Class:
+    """Candidates that are averaged together.
+
+    Attributes
+    ----------
+    members : indices, shape (M,)
+    seeds : averaged with them, before them
+    template : the average of both
+    halves : the averages of its halves; None where there is but one particle, the seed
+    """
+
+    members: NDArray[np.int64]
+    seeds: Sequence[Member]
+    template: Template
+    halves: tuple[Template, Template] | None
+
+    def half_of(self, half: int) -> NDArray[np.int64]:
+        """Members in one of the halves, 0 or 1."""
+        rank = len(self.seeds) + np.arange(len(self.members))
+        return np.asarray(self.members[rank % 2 == half])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Shared:
+    """How candidates were shared out.
+
+    Attributes
+    ----------
+    seeds : the class of the seeds
+    aligned : of all candidates to it, members to the half that they are not in
+    fits : correlation of all candidates with each class, that of the seeds first; NaN where there is no such class;
+        shape (1 + GROUPS, N)
+    """
+
+    seeds: Class
+    aligned: Aligned
+    fits: FloatArray
+
+
+def share_out(
+    aligner: Aligner,
+    contenders: Contenders,
+    seeds: Sequence[Member],
+    template: Template,
+    members: NDArray[np.int64],
+    aligned: Aligned,
+) -> Shared:
+    """Let the classes compete for the candidates.
+
+    Parameters
+    ----------
+    seeds : as they are averaged
+    template : of the seeds alone
+    members : candidates that join the seeds at first
+    aligned : all candidates to them
+    """
+    boxes, likely = contenders.boxes, contenders.likely
+    alone = Class(members=np.zeros(0, dtype=np.int64), seeds=seeds, template=template, halves=None)
+    first = _averaged(aligner, boxes, members, aligned, seeds) if len(members) + len(seeds) > 1 else alone
+    groups = dense_groups(contenders.parts, np.setdiff1d(likely, members), likely)
+    classes = [first, *(_grown(aligner, boxes, group) for group in groups)]
+    everyone = np.arange(len(boxes))
+    found = [judge(aligner, one, boxes, likely) for one in classes]
+    for last in range(ROUNDS):
+        scores = np.stack([fit.score for fit in found])
+        scores[0] += ODDS * log_odds(contenders.sure)
+        winner = scores.argmax(axis=0)
+        shared = []
+        for k, fit in enumerate(found):
+            # without a competitor a class would win everything
+            mine = likely[winner[likely] == k] if len(found) > 1 else members
+            mine = mine[np.argsort(-fit.score[mine], kind="stable")][:MOST]
+            if k == 0:
+                some = len(mine) + len(seeds) > 1
+                shared.append(_averaged(aligner, boxes, mine, fit, seeds) if some else alone)
+            elif len(mine) >= FEWEST:
+                shared.append(_averaged(aligner, boxes, mine, fit, ()))
+        asked = everyone if last == ROUNDS - 1 else likely
+        found = [judge(aligner, one, boxes, asked) for one in shared]
+        own = [0, *(k for k in range(1, len(shared)) if apart(shared[0], found[0], shared[k], found[k]) >= APART)]
+        classes, found = [shared[k] for k in own], [found[k] for k in own]
+    return Shared(seeds=classes[0], aligned=found[0], fits=_fits(found))
+
+
+def dense_groups(
+    parts: NDArray[np.float32], free: NDArray[np.int64], likely: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """Groups of free candidates that resemble each other most, by cosine less the mean of the likely ones.
+
+    Returns
+    -------
+    Indices of each, the densest group first, and in it the candidate around which it is densest.
+    """
+    unit = to_unit(parts.astype(np.float64) - parts[likely].astype(np.float64).mean(axis=0))
+    groups: list[NDArray[np.int64]] = []
+    while len(free) >= DENSE and len(groups) < GROUPS:
+        alike = unit[free] @ unit[free].T
+        # its own cosine is the greatest, but rounding may not say so
+        np.fill_diagonal(alike, 2)
+        nearest = np.argsort(-alike, axis=1, kind="stable")[:, :DENSE]
+        group = nearest[np.take_along_axis(alike, nearest, axis=1).sum(axis=1).argmax()]
+        groups.append(free[group])
+        free = np.delete(free, group)
+    return groups
+
+
+def judge(aligner: Aligner, one: Class, boxes: Candidates, asked: NDArray[np.int64]) -> Aligned:
+    """Some candidates against a class, its members against the half that they are not in.
+
+    Parameters
+    ----------
+    asked : indices; a score of -1 stands for the others
+    """
+    others = np.setdiff1d(asked, one.members)
+    templates = [one.template, *(one.halves or ())]
+    whole, *halves = aligner.turn(templates)
+    found = Aligned.none(len(boxes)).put(others, aligner.align_turned(whole, boxes.only(others)))
+    for half, turned in enumerate(reversed(halves)):
+        some = one.half_of(half)
+        found = found.put(some, aligner.align_turned(turned, boxes.only(some)))
+    return found
+
+
+def apart(seeds: Class, to_seeds: Aligned, other: Class, to_other: Aligned) -> float:
+    """How much better the members of two classes fit their own than each other's.
+
+    Parameters
+    ----------
+    to_seeds, to_other : all likely candidates aligned to either, of `judge`
+    """
+    better = to_other.score - to_seeds.score
+    own = float(better[other.members].mean())
+    # a class of seeds alone has no candidate that could say how well it fits
+    return own - (float(better[seeds.members].mean()) if len(seeds.members) else -own)
+
+
+def _grown(aligner: Aligner, boxes: Candidates, group: NDArray[np.int64]) -> Class:
+    """A group aligned to its first member, then to the average of that."""
+    rough = aligner.align(aligner.template(boxes, int(group[0])), boxes.only(group))
+    aligned = Aligned.none(len(boxes)).put(group, rough)
+    made = _averaged(aligner, boxes, group, aligned, ())
+    return _averaged(aligner, boxes, group, judge(aligner, made, boxes, group), ())
+
+
+def _averaged(
+    aligner: Aligner, boxes: Candidates, members: NDArray[np.int64], aligned: Aligned, seeds: Sequence[Member]
+) -> Class:
+    poses = [(boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in members]
+    made = aligner.halved([*seeds, *poses])
+    return Class(members=members, seeds=seeds, template=made.whole, halves=made.halves)
+
+
+def _fits(found: Sequence[Aligned]) -> FloatArray:
+    fits = np.full((1 + GROUPS, len(found[0])), np.nan)
+    fits[: len(found)] = [one.score for one in found]
+    return fits
