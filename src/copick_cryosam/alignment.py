@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -30,11 +29,10 @@ from copick_cryosam.config import AlignmentSettings
 from copick_cryosam.contrast import smooth
 from copick_cryosam.devices import fastest_dtype
 from copick_cryosam.rotations import angles_between, even_rotations, small_rotations, spacing_of
+from copick_cryosam.turning import BOX_EDGE, half_space, inner_spectrum, read, turned_grid
 from copick_cryosam.types import FloatArray, VoxelPoints
 from copick_cryosam.wedge import Wedge
 
-BOX_EDGE = 25
-"""Samples along a box; odd, so that its centre is a sample."""
 BOX_HALF = 1.6
 """Half of a box's edge, in radii: the particle, and room to turn and shift it."""
 MASK_RADIUS = 1.15
@@ -45,12 +43,6 @@ NEAR = 60.0
 """Degrees within which a candidate's orientation is sought again where it is known roughly."""
 _BACKGROUND = 120
 """Boxes from which the background's spectrum is taken."""
-_OVERSAMPLING = 2
-"""Of the template's spectrum, for linear interpolation between its samples."""
-_FINE_EDGE = BOX_EDGE * _OVERSAMPLING + 1
-"""Samples along a template's spectrum, odd."""
-_RATIO = _FINE_EDGE / BOX_EDGE
-"""Of these samples per cycle per box."""
 _AT_ONCE = 256
 """Candidates correlated in one matrix product."""
 _REFINED = 64
@@ -186,11 +178,10 @@ class Aligner:
         self.half = BOX_HALF * radius_vox
         self.pixel = 2 * self.half / BOX_EDGE
         self.mask = _ball(BOX_EDGE, MASK_RADIUS * radius_vox / self.pixel).to(device)
-        self.frequencies, self.shells = _half_space(settings.limit)
+        self.frequencies, self.shells = half_space(settings.limit)
         self.frequencies, self.shells = self.frequencies.to(device), self.shells.to(device)
         self._even = even_rotations(settings.rotations)
-        self._reach = min(math.ceil(settings.limit * _RATIO) + 1, _FINE_EDGE // 2)
-        self._grid = _grid(settings.rotations, settings.limit, self._reach, device)
+        self._grid = turned_grid(settings.rotations, settings.limit, device)
         steps = torch.arange(-settings.shift, settings.shift + 1).float()
         self.shifts = torch.cartesian_prod(steps, steps, steps).to(device)
         self._phases = torch.exp(2j * math.pi / BOX_EDGE * (self.shifts @ self.frequencies.T))
@@ -245,7 +236,7 @@ class Aligner:
         ----------
         near : a rotation, (3, 3), around which to search; None: all of them
         """
-        near_by = None if near is None else torch.from_numpy(angles_between(self._even, near) <= NEAR)
+        near_by = None if near is None else torch.from_numpy(angles_between(self._even, near) <= NEAR).to(self.device)
         return self.align_turned(self.turn([template], near_by)[0], candidates)
 
     def align_turned(self, turned: Turned, candidates: Candidates) -> Aligned:
@@ -311,7 +302,7 @@ class Aligner:
     def _compare(self, template: Template, spectra: Tensor, wedge: Wedge, rotations: Tensor, shifts: Tensor) -> Tensor:
         """Correlation (N, R, S) of N candidates, each at its own rotations (N, R, 3, 3) and shifts (N, S, 3)."""
         turned = self.frequencies @ rotations
-        values = _read(template.spectrum, turned) / template.amplitude
+        values = read(template.spectrum, turned) / template.amplitude
         known = torch.ones_like(values.real) if template.wedge is None else template.wedge.measured(turned)
         values = values * known
         power = torch.einsum("nrk,nk->nr", known, spectra.abs().square())
@@ -346,10 +337,7 @@ class Aligner:
         return score, rotation, shift
 
     def _template(self, box: Tensor, wedge: Wedge | None, amplitude: Tensor) -> Template:
-        padded = F.pad(box, ((_FINE_EDGE - BOX_EDGE) // 2,) * 6)
-        spectrum = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(padded)))
-        inner = slice(_FINE_EDGE // 2 - self._reach, _FINE_EDGE // 2 + self._reach + 1)
-        return Template(spectrum=spectrum[inner, inner, inner].contiguous(), wedge=wedge, amplitude=amplitude)
+        return Template(spectrum=inner_spectrum(box, self.settings.limit), wedge=wedge, amplitude=amplitude)
 
     def _cut(self, volume: Tensor, points: Tensor) -> Tensor:
         """Boxes (N, E, E, E) resampled to `pixel`, masked, with mean 0 under the mask."""
@@ -403,72 +391,3 @@ def _ball(edge: int, radius: float) -> Tensor:
     ramp = torch.arange(edge) - edge // 2
     distance = torch.sqrt(ramp[:, None, None] ** 2 + ramp[None, :, None] ** 2 + ramp[None, None] ** 2)
     return ((radius + _MASK_FALL - distance) / _MASK_FALL).clamp(0, 1)
-
-
-def _half_space(limit: float) -> tuple[Tensor, Tensor]:
-    """Frequencies (K, 3) of up to `limit` cycles per box, one of each Friedel pair, and their shells (K,)."""
-    reach = int(limit)
-    ramp = torch.arange(-reach, reach + 1)
-    every = torch.cartesian_prod(ramp, ramp, ramp)
-    length = every.double().norm(dim=1)
-    sign = every[:, 0] * 10_000 + every[:, 1] * 100 + every[:, 2]
-    kept = every[(length <= limit) & (sign > 0)]
-    return kept.float(), kept.double().norm(dim=1).round().long()
-
-
-def _read(spectrum: Tensor, frequencies: Tensor) -> Tensor:
-    """Values of a centred spectrum at frequencies (..., 3) in cycles per box, z, y, x; linear, 0 outside."""
-    place = (frequencies * (_RATIO / (spectrum.shape[0] // 2))).flip(-1).reshape(1, 1, 1, -1, 3)
-    parts = torch.stack([spectrum.real, spectrum.imag])[None]
-    found = F.grid_sample(parts, place, align_corners=True).reshape(2, *frequencies.shape[:-1])
-    return torch.complex(found[0], found[1])
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Grid:
-    """Where the frequencies of a half space lie in a spectrum that is turned.
-
-    Attributes
-    ----------
-    rotations : (R, 3, 3)
-    frequencies : turned back, (R, K, 3)
-    corners : samples of the spectrum around each, indices of the flattened cube, (R K, 8)
-    shares : of each, trilinear, (R K, 8)
-    """
-
-    rotations: Tensor
-    frequencies: Tensor
-    corners: Tensor
-    shares: Tensor
-
-    def only(self, which: Tensor) -> _Grid:
-        """Some rotations, by a mask (R,)."""
-        rows = which.repeat_interleave(self.frequencies.shape[1])
-        return _Grid(
-            rotations=self.rotations[which],
-            frequencies=self.frequencies[which],
-            corners=self.corners[rows],
-            shares=self.shares[rows],
-        )
-
-
-@lru_cache(maxsize=2)
-def _grid(count: int, limit: float, reach: int, device: torch.device) -> _Grid:
-    """`count` even rotations; they are the same for particles of all sizes."""
-    rotations = torch.from_numpy(even_rotations(count)).float().to(device)
-    frequencies = _half_space(limit)[0].to(device) @ rotations
-    edge = 2 * reach + 1
-    place = (frequencies * _RATIO + reach).reshape(-1, 3)
-    low = place.floor().clamp(0, edge - 2)
-    part = place - low
-    corners, shares = [], []
-    for corner in torch.cartesian_prod(*[torch.arange(2, device=device)] * 3):
-        z, y, x = (low.long() + corner).T
-        corners.append((z * edge + y) * edge + x)
-        shares.append(torch.where(corner == 1, part, 1 - part).prod(dim=1))
-    return _Grid(
-        rotations=rotations,
-        frequencies=frequencies,
-        corners=torch.stack(corners, dim=1).int(),
-        shares=torch.stack(shares, dim=1),
-    )

@@ -158,7 +158,7 @@ class AlignmentSettings(_Settings):
     second_look: bool | None = Field(
         None, description="none: where encoder and matching are those that its ranking was learned with"
     )
-    rotations: int = Field(1500, ge=24, le=100_000, description="orientations tried, spread evenly")
+    rotations: int = Field(1500, ge=24, le=20_000, description="orientations tried, spread evenly")
     limit: float = Field(6.0, ge=2, le=12, description="highest frequency compared, cycles per box of 3.2 radii")
     shift: int = Field(1, ge=0, le=3, description="shifts tried along each axis, samples of 0.128 radii")
     refinements: int = Field(

@@ -196,7 +196,9 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(184, 630, 630), metavar=("Z", "Y", "X"))
     parser.add_argument("--proposals", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of both nets")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of both nets and of the search for poses"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     z, y, x = arguments.shape

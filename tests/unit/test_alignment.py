@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from copick_cryosam.alignment import Aligner
+from copick_cryosam.alignment import NEAR, Aligner
 from copick_cryosam.classification import Class, Shared
 from copick_cryosam.config import AlignmentSettings
 from copick_cryosam.pretraining.shapes import random_shape
@@ -151,3 +151,41 @@ def test_points_at_the_edge_are_looked_at(aligner, scene):
     corner = VoxelPoints(np.array([[0, 0, 0], np.array(scene[0].shape) - 1]))
     found = aligner.look(torch.from_numpy(scene[0]), corner, Wedge())
     assert torch.isfinite(torch.view_as_real(found.spectra)).all()
+
+
+def test_poses_sought_in_half_precision_are_scored_in_full(aligner, scene, particle):
+    volume, centres, _ = scene
+    exact, rough = (
+        Aligner(particle[1], AlignmentSettings(rotations=ROTATIONS, precision=precision), torch.device("cpu"))
+        for precision in ("fp32", "bf16")
+    )
+    boxes = exact.look(torch.from_numpy(volume), VoxelPoints(centres), Wedge(-60, 60))
+    one, other = (each.align(each.template(boxes, 0), boxes) for each in (exact, rough))
+    # another pose may be taken for the best, one that is nearly as good
+    assert (other.score <= one.score + 1e-5).all()
+    np.testing.assert_allclose(other.score, one.score, atol=5e-3)
+    again = exact._compare(
+        exact.template(boxes, 0),
+        boxes.spectra,
+        boxes.wedge,
+        torch.from_numpy(other.rotations).float()[:, None],
+        torch.from_numpy(other.shifts / exact.pixel).float()[:, None],
+    )
+    np.testing.assert_allclose(again[:, 0, 0].numpy(), other.score, atol=1e-4)
+
+
+def test_several_templates_are_turned_as_each_alone(aligner, scene):
+    volume, centres, rotations = scene
+    boxes = aligner.look(torch.from_numpy(volume), VoxelPoints(centres), Wedge(-60, 60))
+    made = aligner.halved([(boxes, i, rotations[i], np.zeros(3)) for i in range(5)])
+    templates = [made.whole, *made.halves, aligner.template(boxes, 0)]
+    # an average of two keeps a missing wedge, that of more has none
+    assert [one.wedge is None for one in templates] == [True, True, False, False]
+    for one, turned in zip(templates, aligner.turn(templates), strict=True):
+        alone = aligner.align(one, boxes)
+        together = aligner.align_turned(turned, boxes)
+        np.testing.assert_array_equal(together.score, alone.score)
+        np.testing.assert_array_equal(together.rotations, alone.rotations)
+    some = aligner.align(templates[0], boxes, near=rotations[3])
+    assert (angles_between(some.rotations, rotations[3]) <= NEAR).all()
+    assert (some.score <= aligner.align(templates[0], boxes).score + 1e-5).all()

@@ -304,7 +304,9 @@ def options(description: str | None, *, seed: int, threads: int = 2) -> argparse
     parser.add_argument("--shape", type=int, nargs=3, default=usual.shape_zyx, help="voxels of a tomogram, z y x")
     parser.add_argument("--count", type=int, default=usual.count, help="particles of each kind to place in a tomogram")
     parser.add_argument("--tomograms", type=int, default=usual.tomograms, help="of a data set")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of both nets")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of both nets and of the search for poses"
+    )
     parser.add_argument("--json", type=Path, default=None)
     return parser
 
@@ -336,9 +338,9 @@ def tuning_survey(arguments: argparse.Namespace, layout: Layout) -> Survey:
 
 
 def embedded(precision: Precision) -> Settings:
-    """The preset of this name on the CPU, both nets computing in one precision."""
-    nets = {name: {"precision": precision} for name in ("encoder", "segmenter")}
-    return override(preset("embedded"), {"device": "cpu", **nets})
+    """The preset of this name on the CPU, both nets and the second look computing in one precision."""
+    parts = {name: {"precision": precision} for name in ("encoder", "segmenter", "alignment")}
+    return override(preset("embedded"), {"device": "cpu", **parts})
 
 
 def save_rows(rows: Sequence[Any], path: Path | None) -> None:
