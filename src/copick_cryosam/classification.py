@@ -97,13 +97,11 @@ class Shared:
     Attributes
     ----------
     seeds : the class of the seeds
-    aligned : of all candidates to it, members to the half that they are not in
     fits : correlation of all candidates with each class, that of the seeds first; NaN where there is no such class;
-        shape (1 + GROUPS, N)
+        members to the half that they are not in; shape (1 + GROUPS, N)
     """
 
     seeds: Class
-    aligned: Aligned
     fits: FloatArray
 
 
@@ -149,7 +147,7 @@ def share_out(
         found = [judge(aligner, one, boxes, asked) for one in shared]
         own = [0, *(k for k in range(1, len(shared)) if apart(shared[0], found[0], shared[k], found[k]) >= APART)]
         classes, found = [shared[k] for k in own], [found[k] for k in own]
-    return Shared(seeds=classes[0], aligned=found[0], fits=_fits(found))
+    return Shared(seeds=classes[0], fits=_fits(found))
 
 
 def dense_groups(

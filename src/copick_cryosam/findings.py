@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.alignment import Candidates
 from copick_cryosam.averaging import Particles
 from copick_cryosam.calibration import Calibration
-from copick_cryosam.classification import Shared
 from copick_cryosam.diagnosis import SeedEvidence, Surroundings
 from copick_cryosam.features import Features
-from copick_cryosam.second_look import SeedLook
+from copick_cryosam.second_look import Look, SeedLook
 from copick_cryosam.types import Instance, Pose, Proposals, VoxelPoints
 from copick_cryosam.wedge import DEFAULT_WEDGE, Wedge
 
@@ -84,15 +82,13 @@ class Ranked:
     proposals : best first; the score is the expected precision where there was a second look
     calibration : expected precision of each, and where to stop
     poses : of each proposal, from the second look; empty without one
-    boxes, shared : of the second look's candidates, and how they were shared out; None without one
-    order : which of these candidates each proposal is; empty without a second look
+    look, order : the second look, and which of its candidates each proposal is; None and empty without one
     """
 
     proposals: Proposals
     calibration: Calibration
     poses: list[Pose]
-    boxes: Candidates | None = None
-    shared: Shared | None = None
+    look: Look | None = None
     order: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 

@@ -279,19 +279,18 @@ class CryoSAM:
         return Ranked(
             proposals=ranked,
             calibration=stop_at(ranked.score, ranked.score, least),
-            poses=_poses(ranked.points, shared.aligned, order),
-            boxes=look.boxes,
-            shared=shared,
+            poses=_poses(ranked.points, look.aligned, order),
+            look=look,
             order=order,
         )
 
     def finer(self, ranked: Ranked, count: int, radius_vox: float) -> list[Pose]:
         """Poses of the best proposals, finer than the grid of rotations; empty without a second look."""
-        if ranked.boxes is None or ranked.shared is None:
+        if ranked.look is None:
             return []
         order = ranked.order[:count]
         aligner = Aligner(radius_vox, self.settings.alignment, self.device)
-        return _poses(ranked.proposals.points, refine_poses(aligner, ranked.boxes, ranked.shared, order), order)
+        return _poses(ranked.proposals.points, refine_poses(aligner, ranked.look, order), order)
 
     def search(
         self,

@@ -10,7 +10,7 @@ Each tomogram makes its own averages, so the result does not depend on the order
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,9 @@ class Look:
     members : indices of the candidates that were averaged
     boxes : of the candidates
     seeds : in the average, too
-    template : of the seeds alone
+    alone : of the seeds
+    template : the average
+    without : for each member the average of the others
     """
 
     first: FloatArray
@@ -100,7 +102,9 @@ class Look:
     members: NDArray[np.int64]
     boxes: Candidates
     seeds: Sequence[Member]
+    alone: Template
     template: Template
+    without: Mapping[int, Template]
 
     @property
     def averaged(self) -> int:
@@ -213,10 +217,12 @@ def look_again(
     poses = [(boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in members]
     template = aligner.averaged([*seeds, *poses]) if poses else reference.template
     again = aligner.align(template, boxes) if poses else aligned
+    without = {}
     for left_out, i in enumerate(members):
         # a particle resembles an average that holds its own noise, in the pose in which it was averaged
         others = [*seeds, *(pose for k, pose in enumerate(poses) if k != left_out)]
-        again = again.put(i, aligner.align(aligner.averaged(others), boxes.only(i), near=aligned.rotations[i]))
+        without[int(i)] = aligner.averaged(others)
+        again = again.put(i, aligner.align(without[int(i)], boxes.only(i), near=aligned.rotations[i]))
     seed_parts = seen.mean().parts[0]
     return Look(
         first=first,
@@ -229,31 +235,35 @@ def look_again(
         members=members,
         boxes=boxes,
         seeds=seeds,
-        template=reference.template,
+        alone=reference.template,
+        template=template,
+        without=without,
     )
 
 
 def compete(aligner: Aligner, look: Look) -> Shared:
     """The candidates of a look shared out among classes; see `classification`."""
     contenders = Contenders(boxes=look.boxes, parts=look.parts, centre=look.centre, sure=look.sure)
-    return share_out(aligner, contenders, look.seeds, look.template, look.members, look.aligned)
+    return share_out(aligner, contenders, look.seeds, look.alone, look.members, look.aligned)
 
 
-def refine_poses(aligner: Aligner, boxes: Candidates, shared: Shared, which: NDArray[np.int64]) -> Aligned:
+def refine_poses(aligner: Aligner, look: Look, which: NDArray[np.int64]) -> Aligned:
     """Poses of all candidates, those of some and of the averaged ones finer than the grid of rotations.
 
-    The averaged ones come first, each half against the other: the average of their finer poses is sharper, and the
-    rest are refined against it.
+    The averaged ones come first, each against the others: the average of their finer poses is sharper, and the rest
+    are refined against it. All of it stays in the frame of the first seed, from which classes drift as their members
+    are turned again and again.
     """
-    aligned, template, own = shared.aligned, shared.seeds.template, shared.seeds
-    for half, other in enumerate(reversed(own.halves or ())):
-        some = own.half_of(half)
-        aligned = aligned.put(some, aligner.refine(other, boxes.only(some), aligned.only(some)))
-    if len(own.members):
-        poses = [(boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in own.members]
-        template = aligner.averaged([*own.seeds, *poses])
-    rest = np.setdiff1d(which, own.members)
-    return aligned.put(rest, aligner.refine(template, boxes.only(rest), aligned.only(rest)))
+    aligned = look.aligned
+    for i, others in look.without.items():
+        one = np.array([i])
+        aligned = aligned.put(one, aligner.refine(others, look.boxes.only(one), aligned.only(one)))
+    template = look.template
+    if len(look.members):
+        poses = [(look.boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in look.members]
+        template = aligner.averaged([*look.seeds, *poses])
+    rest = np.setdiff1d(which, look.members)
+    return aligned.put(rest, aligner.refine(template, look.boxes.only(rest), aligned.only(rest)))
 
 
 def _joined(parts: Sequence[Surfaces]) -> Surfaces:

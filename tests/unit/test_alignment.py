@@ -11,11 +11,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from copick_cryosam.alignment import NEAR, Aligner
-from copick_cryosam.classification import Class, Shared
 from copick_cryosam.config import AlignmentSettings
 from copick_cryosam.pretraining.shapes import random_shape
 from copick_cryosam.rotations import angles_between, spacing_of
-from copick_cryosam.second_look import refine_poses
+from copick_cryosam.second_look import Look, refine_poses
 from copick_cryosam.types import VoxelPoints
 from copick_cryosam.wedge import Wedge
 
@@ -126,9 +125,22 @@ def test_kept_poses_are_made_finer_and_others_stay(aligner, scene):
     template = aligner.template(boxes, 0)
     coarse = aligner.align(template, boxes)
     seed = (boxes, 0, np.eye(3), np.zeros(3))
-    averaged = Class(members=np.array([1, 2]), seeds=[seed], template=template, halves=(template, template))
-    shared = Shared(seeds=averaged, aligned=coarse, fits=np.zeros((0, 6)))
-    fine = refine_poses(aligner, boxes, shared, np.array([2, 3, 4]))
+    look = Look(
+        first=np.zeros((6, 0)),
+        second=np.zeros((6, 0)),
+        parts=np.zeros((6, 0), dtype=np.float32),
+        seed_parts=np.zeros(0, dtype=np.float32),
+        centre=np.zeros(6),
+        sure=np.zeros(6),
+        aligned=coarse,
+        members=np.array([1, 2]),
+        boxes=boxes,
+        seeds=[seed],
+        alone=template,
+        template=template,
+        without={1: template, 2: template},
+    )
+    fine = refine_poses(aligner, look, np.array([2, 3, 4]))
     refined, before, true = ([*a[1:5]] for a in (fine.rotations, coarse.rotations, rotations))
     assert np.median(angles_between(np.array(refined), np.array(true))) < 5
     assert np.median(angles_between(np.array(before), np.array(true))) > 8
@@ -136,8 +148,7 @@ def test_kept_poses_are_made_finer_and_others_stay(aligner, scene):
     assert np.median(off) < 0.5 * np.linalg.norm(moved)
     np.testing.assert_array_equal(fine.rotations[5], coarse.rotations[5])
     np.testing.assert_array_equal(fine.shifts[5], coarse.shifts[5])
-    alone = replace(averaged, members=np.array([], int), halves=None)
-    nothing = refine_poses(aligner, boxes, replace(shared, seeds=alone), np.array([], int))
+    nothing = refine_poses(aligner, replace(look, members=np.array([], int), without={}), np.array([], int))
     np.testing.assert_array_equal(nothing.rotations, coarse.rotations)
 
 
