@@ -124,29 +124,23 @@ def share_out(
     """
     boxes, likely = contenders.boxes, contenders.likely
     alone = Class(members=np.zeros(0, dtype=np.int64), seeds=seeds, template=template, halves=None)
-    first = _averaged(aligner, boxes, members, aligned, seeds) if len(members) + len(seeds) > 1 else alone
+
+    def joined(which: NDArray[np.int64], posed: Aligned) -> Class:
+        return _averaged(aligner, boxes, which, posed, seeds) if len(which) + len(seeds) > 1 else alone
+
     groups = dense_groups(contenders.parts, np.setdiff1d(likely, members), likely)
-    classes = [first, *(_grown(aligner, boxes, group) for group in groups)]
-    everyone = np.arange(len(boxes))
+    classes = [joined(members, aligned), *(_grown(aligner, boxes, group) for group in groups)]
     found = [judge(aligner, one, boxes, likely) for one in classes]
-    for last in range(ROUNDS):
-        scores = np.stack([fit.score for fit in found])
-        scores[0] += ODDS * log_odds(contenders.sure)
-        winner = scores.argmax(axis=0)
-        shared = []
-        for k, fit in enumerate(found):
-            # without a competitor a class would win everything
-            mine = likely[winner[likely] == k] if len(found) > 1 else members
-            mine = mine[np.argsort(-fit.score[mine], kind="stable")][:MOST]
-            if k == 0:
-                some = len(mine) + len(seeds) > 1
-                shared.append(_averaged(aligner, boxes, mine, fit, seeds) if some else alone)
-            elif len(mine) >= FEWEST:
-                shared.append(_averaged(aligner, boxes, mine, fit, ()))
-        asked = everyone if last == ROUNDS - 1 else likely
-        found = [judge(aligner, one, boxes, asked) for one in shared]
-        own = [0, *(k for k in range(1, len(shared)) if apart(shared[0], found[0], shared[k], found[k]) >= APART)]
-        classes, found = [shared[k] for k in own], [found[k] for k in own]
+    for left in reversed(range(ROUNDS)):
+        shares = _shares(found, contenders)
+        # without a competitor the seeds would win everything
+        ours = joined(shares[0] if len(found) > 1 else members, found[0])
+        enough = [k for k in range(1, len(found)) if len(shares[k]) >= FEWEST]
+        classes = [ours, *(_averaged(aligner, boxes, shares[k], found[k], ()) for k in enough)]
+        asked = likely if left else np.arange(len(boxes))
+        found = [judge(aligner, one, boxes, asked) for one in classes]
+        own = [0, *(k for k in range(1, len(classes)) if apart(ours, found[0], classes[k], found[k]) >= APART)]
+        classes, found = [classes[k] for k in own], [found[k] for k in own]
     return Shared(seeds=classes[0], fits=_fits(found))
 
 
@@ -200,6 +194,19 @@ def apart(seeds: Class, to_seeds: Aligned, other: Class, to_other: Aligned) -> f
     own = float(better[other.members].mean())
     # a class of seeds alone has no candidate that could say how well it fits
     return own - (float(better[seeds.members].mean()) if len(seeds.members) else -own)
+
+
+def _shares(found: Sequence[Aligned], contenders: Contenders) -> list[NDArray[np.int64]]:
+    """Of each class the likely candidates that fit it best, best first, at most `MOST`."""
+    scores = np.stack([fit.score for fit in found])[:, contenders.likely]
+    ahead = np.zeros_like(scores)
+    ahead[0] = ODDS * log_odds(contenders.sure)[contenders.likely]
+    winner = (scores + ahead).argmax(axis=0)
+    shares = []
+    for k, score in enumerate(scores):
+        mine = np.flatnonzero(winner == k)
+        shares.append(contenders.likely[mine[np.argsort(-score[mine], kind="stable")][:MOST]])
+    return shares
 
 
 def _grown(aligner: Aligner, boxes: Candidates, group: NDArray[np.int64]) -> Class:
