@@ -257,18 +257,10 @@ class Aligner:
     def turn(self, templates: Sequence[Template], which: Tensor | None = None) -> list[Turned]:
         """Templates at the grid of rotations or, by a mask (R,), at some of them; several cost little more than one."""
         grid = self._grid if which is None else self._grid.only(which)
-        count = len(grid.rotations)
-        flat = torch.stack([torch.view_as_real(one.spectrum) for one in templates], dim=3).flatten(3).flatten(0, 2)
-        read = F.embedding_bag(grid.corners, flat, per_sample_weights=grid.shares, mode="sum")
-        values = torch.view_as_complex(read.reshape(count, -1, len(templates), 2))
         turned = []
-        for index, one in enumerate(templates):
-            known = torch.ones(count, values.shape[1], device=self.device)
-            if one.wedge is not None:
-                known = one.wedge.measured(grid.frequencies)
-            turned.append(
-                Turned(values=values[:, :, index] / one.amplitude * known, known=known, rotations=grid.rotations)
-            )
+        for template, values in zip(templates, grid.read([one.spectrum for one in templates]), strict=True):
+            whitened, known = _whitened(template, values, grid.frequencies)
+            turned.append(Turned(values=whitened, known=known, rotations=grid.rotations))
         return turned
 
     def refine(self, template: Template, candidates: Candidates, coarse: Aligned) -> Aligned:
@@ -302,9 +294,7 @@ class Aligner:
     def _compare(self, template: Template, spectra: Tensor, wedge: Wedge, rotations: Tensor, shifts: Tensor) -> Tensor:
         """Correlation (N, R, S) of N candidates, each at its own rotations (N, R, 3, 3) and shifts (N, S, 3)."""
         turned = self.frequencies @ rotations
-        values = read(template.spectrum, turned) / template.amplitude
-        known = torch.ones_like(values.real) if template.wedge is None else template.wedge.measured(turned)
-        values = values * known
+        values, known = _whitened(template, read(template.spectrum, turned), turned)
         power = torch.einsum("nrk,nk->nr", known, spectra.abs().square())
         power = power * (values.abs().square() @ wedge.measured(self.frequencies))
         moved = spectra[:, None] * torch.exp(2j * math.pi / BOX_EDGE * (shifts @ self.frequencies.T))
@@ -380,6 +370,12 @@ class Aligner:
         counts = torch.zeros(length, device=self.device).index_add_(0, self.shells, measured)
         mean = sums / counts.clamp(min=1)
         return mean.clamp(min=float(mean.max()) * 1e-6 + 1e-12).sqrt()[self.shells]
+
+
+def _whitened(template: Template, values: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """A template's values (..., K) at turned frequencies, whitened, and how far they are known; unknown ones are 0."""
+    known = torch.ones_like(values.real) if template.wedge is None else template.wedge.measured(frequencies)
+    return values / template.amplitude * known, known
 
 
 def _common(wedges: Sequence[Wedge]) -> Wedge | None:

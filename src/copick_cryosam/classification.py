@@ -84,6 +84,10 @@ class Class:
     template: Template
     halves: tuple[Template, Template] | None
 
+    def __len__(self) -> int:
+        """Particles in the average."""
+        return len(self.seeds) + len(self.members)
+
     def half_of(self, half: int) -> NDArray[np.int64]:
         """Members in one of the halves, 0 or 1."""
         rank = len(self.seeds) + np.arange(len(self.members))
@@ -198,14 +202,15 @@ def apart(seeds: Class, to_seeds: Aligned, other: Class, to_other: Aligned) -> f
 
 def _shares(found: Sequence[Aligned], contenders: Contenders) -> list[NDArray[np.int64]]:
     """Of each class the likely candidates that fit it best, best first, at most `MOST`."""
-    scores = np.stack([fit.score for fit in found])[:, contenders.likely]
+    likely = contenders.likely
+    scores = np.stack([fit.score for fit in found])[:, likely]
     ahead = np.zeros_like(scores)
-    ahead[0] = ODDS * log_odds(contenders.sure)[contenders.likely]
+    ahead[0] = ODDS * log_odds(contenders.sure[likely])
     winner = (scores + ahead).argmax(axis=0)
     shares = []
     for k, score in enumerate(scores):
         mine = np.flatnonzero(winner == k)
-        shares.append(contenders.likely[mine[np.argsort(-score[mine], kind="stable")][:MOST]])
+        shares.append(likely[mine[np.argsort(-score[mine], kind="stable")][:MOST]])
     return shares
 
 

@@ -199,8 +199,7 @@ def third_evidence(
     weight = np.maximum(probable, _LEAST) / np.maximum(probable, _LEAST).sum()
     usual = float(weight @ ahead)
     spread = math.sqrt(float(weight @ (ahead - usual) ** 2))
-    competing = int(np.isfinite(fits[1:]).all(axis=1).sum())
-    constant = [usual, spread, math.log(members), math.log(1 + competing)]
+    constant = [usual, spread, math.log(members), math.log(1 + len(_rivals(fits)))]
     return np.column_stack(
         [
             log_odds(probable),
@@ -216,8 +215,13 @@ def third_evidence(
 
 def margin(fits: FloatArray) -> FloatArray:
     """How much better candidates fit the class of the seeds than the best other, (C, N) -> (N,); 0 without another."""
-    others = fits[1:][np.isfinite(fits[1:]).all(axis=1)]
-    return fits[0] - others.max(axis=0) if len(others) else np.zeros(fits.shape[1])
+    rivals = _rivals(fits)
+    return fits[0] - rivals.max(axis=0) if len(rivals) else np.zeros(fits.shape[1])
+
+
+def _rivals(fits: FloatArray) -> FloatArray:
+    """Fits with the classes beside that of the seeds that there are."""
+    return np.asarray(fits[1:][np.isfinite(fits[1:]).all(axis=1)])
 
 
 def log_odds(probability: FloatArray) -> FloatArray:

@@ -265,8 +265,7 @@ class CryoSAM:
         if progress is not None:
             progress("second look", len(proposals), len(proposals))
         probable = self.rankers.probability(look.second, "second")
-        members = len(shared.seeds.seeds) + len(shared.seeds.members)
-        evidence = third_evidence(look.first, probable, shared.fits, members, context)
+        evidence = third_evidence(look.first, probable, shared.fits, len(shared.seeds), context)
         precision = self.rankers.probability(evidence, "third")
         if known is not None:
             precision[nearest_within(proposals.points, known, radius_vox)] = 1.0

@@ -7,6 +7,7 @@ the places are the same for particles of all sizes, so they are worked out once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -76,6 +77,13 @@ class TurnedGrid:
     frequencies: Tensor
     corners: Tensor
     shares: Tensor
+
+    def read(self, spectra: Sequence[Tensor]) -> list[Tensor]:
+        """Values of centred spectra at all places, complex (R, K) each; see `read`, which this does for any places."""
+        flat = torch.stack([torch.view_as_real(one) for one in spectra], dim=3).flatten(3).flatten(0, 2)
+        found = F.embedding_bag(self.corners, flat, per_sample_weights=self.shares, mode="sum")
+        values = torch.view_as_complex(found.reshape(*self.frequencies.shape[:2], len(spectra), 2))
+        return list(values.unbind(dim=2))
 
     def only(self, which: Tensor) -> TurnedGrid:
         """Some rotations, by a mask (R,)."""

@@ -102,7 +102,7 @@ def collect(
                     seed_parts=look.seed_parts,
                     counts=np.bincount(context, minlength=len(proposals)),
                     averaged=look.averaged,
-                    members=len(look.seeds) + len(shared.seeds.members),
+                    members=len(shared.seeds),
                     seeds=len(clicks),
                     truth=_is_true(proposals.points, truths[t], radius),
                     lesson=distance > radius if t == 0 else np.ones(len(proposals), dtype=bool),

@@ -27,7 +27,7 @@ from copick_cryosam.errors import SeedError
 from copick_cryosam.findings import Tomogram
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.simulate import Specimen, centres_inside, crop_truth
-from copick_cryosam.pretraining.validate import Layout, Survey, tuning_survey
+from copick_cryosam.pretraining.validate import Layout, Survey, survey_on, tuning_shapes
 from copick_cryosam.types import VoxelPoints
 
 LAYOUT = Layout(shape_zyx=(64, 176, 176), count=8)
@@ -178,7 +178,7 @@ def main() -> None:
         parser.error(f"--seeds: expected at least 3, found {arguments.seeds}")
     torch.set_num_threads(arguments.threads)
     model = CryoSAM.from_preset("embedded", device="cpu")
-    survey = tuning_survey(arguments, LAYOUT)
+    survey = survey_on(arguments, tuning_shapes, LAYOUT)
     to_choose = draw(model, replace(survey, seed=arguments.choose), arguments.seeds)
     chosen = threshold_of(to_choose, arguments.false_rate)
     drawn = draw(model, survey, arguments.seeds)

@@ -26,7 +26,7 @@ from copick_cryosam.config import SegmenterSettings, override, preset
 from copick_cryosam.contrast import standardise
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import Specimen, centres_inside, crop_truth
-from copick_cryosam.pretraining.validate import Drawn, Layout, tuning_survey
+from copick_cryosam.pretraining.validate import Drawn, Layout, survey_on, tuning_shapes
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import CrossPlaneMask, segment
 from copick_cryosam.types import VoxelPoints
@@ -157,7 +157,7 @@ def main() -> None:
     segmenter = load_segmenter(base, torch.device("cpu"))
     settings = {name: parse(name, base) for name in arguments.variant or VARIANTS}
     rows: dict[float, list[list[NDArray[np.float64]]]] = {snr: [] for snr in arguments.snr}
-    for drawn in tuning_survey(arguments, LAYOUT).draw():
+    for drawn in survey_on(arguments, tuning_shapes, LAYOUT).draw():
         for prompts in scene(drawn):
             rows[drawn.snr].append([observe(prompts, segmenter, one) for one in (base, *settings.values())])
     everything = [row for found in rows.values() for row in found]

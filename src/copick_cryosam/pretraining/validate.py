@@ -132,6 +132,10 @@ class Drawn:
         return [model.open(volume, None, 8.0, polarity="light") for volume, _ in self.tomograms]
 
 
+Draw = Callable[[Path | None, np.random.Generator], list[Shape]]
+"""Draws the kinds of a data set."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """The simulated data sets that something is measured on.
@@ -147,7 +151,7 @@ class Survey:
     repeats: int
     snrs: Sequence[float]
     seed: int
-    shapes: Callable[[Path | None, np.random.Generator], list[Shape]]
+    shapes: Draw
     layout: Layout = field(default_factory=Layout)
 
     def draw(self) -> Iterator[Drawn]:
@@ -311,28 +315,21 @@ def options(description: str | None, *, seed: int, threads: int = 2) -> argparse
     return parser
 
 
-def survey_of(
-    arguments: argparse.Namespace, tuning: Callable[[Path | None, np.random.Generator], list[Shape]] = tuning_shapes
-) -> Survey:
+def survey_of(arguments: argparse.Namespace, tuning: Draw = tuning_shapes) -> Survey:
     """The data sets that `options` asked for; `tuning` are the kinds that training saw."""
+    shapes = tuning if arguments.tuning else fresh_shapes if arguments.fresh else held_out_shapes
+    layout = Layout(shape_zyx=tuple(arguments.shape), count=arguments.count, tomograms=arguments.tomograms)
+    return survey_on(arguments, shapes, layout)
+
+
+def survey_on(arguments: argparse.Namespace, shapes: Draw, layout: Layout) -> Survey:
+    """Data sets of given kinds and layout, everything else as the options say."""
     return Survey(
         templates=arguments.templates,
         repeats=arguments.repeats,
         snrs=arguments.snr,
         seed=arguments.seed,
-        shapes=tuning if arguments.tuning else fresh_shapes if arguments.fresh else held_out_shapes,
-        layout=Layout(shape_zyx=tuple(arguments.shape), count=arguments.count, tomograms=arguments.tomograms),
-    )
-
-
-def tuning_survey(arguments: argparse.Namespace, layout: Layout) -> Survey:
-    """Data sets of kinds that training saw, for measurements that choose settings; options as of `options`."""
-    return Survey(
-        templates=arguments.templates,
-        repeats=arguments.repeats,
-        snrs=arguments.snr,
-        seed=arguments.seed,
-        shapes=tuning_shapes,
+        shapes=shapes,
         layout=layout,
     )
 
