@@ -148,6 +148,15 @@ class Aligned:
         rotations = np.broadcast_to(np.eye(3), (count, 3, 3))
         return cls(score=np.full(count, -1.0), rotations=rotations, shifts=np.zeros((count, 3)))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Aligned]) -> Aligned:
+        """One after the other."""
+        return cls(
+            score=np.concatenate([one.score for one in parts]),
+            rotations=np.concatenate([one.rotations for one in parts]),
+            shifts=np.concatenate([one.shifts for one in parts]),
+        )
+
     def only(self, which: NDArray[np.int64]) -> Aligned:
         """Some of them."""
         return Aligned(score=self.score[which], rotations=self.rotations[which], shifts=self.shifts[which])

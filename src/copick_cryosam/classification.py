@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.alignment import Aligned, Aligner, Candidates, Member, Template
+from copick_cryosam.alignment import Aligned, Aligner, Member, Template
+from copick_cryosam.contenders import Crowd
 from copick_cryosam.evidence import log_odds
 from copick_cryosam.types import FloatArray
 from copick_cryosam.unit_vectors import to_unit
@@ -27,10 +28,6 @@ GROUPS = 8
 """Classes beside that of the seeds, at most."""
 ROUNDS = 2
 """Times that the candidates are shared out."""
-LIKELY = 100
-"""Candidates that are shared out: so many that are most likely centres of anything,"""
-SUREST = 40
-"""and so many that are most likely particles like the seeds."""
 DENSE = 8
 """Candidates that a group starts with: one, and those most like it."""
 FEWEST = 3
@@ -41,30 +38,6 @@ ODDS = 0.025
 """Correlation that the class of the seeds is given ahead for every unit of a candidate's log-odds to be like them."""
 APART = 0.04
 """By how much the members of two classes, together, must fit their own better than each other's."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Contenders:
-    """N candidates of one tomogram, and what is known of them before they compete.
-
-    Attributes
-    ----------
-    boxes : of the candidates
-    parts : features of middle, body and rim, shape (N, P)
-    centre : probability of being the centre of anything, shape (N,)
-    sure : of being like the seeds, shape (N,)
-    """
-
-    boxes: Candidates
-    parts: NDArray[np.float32]
-    centre: FloatArray
-    sure: FloatArray
-
-    @property
-    def likely(self) -> NDArray[np.int64]:
-        """Those that are shared out, ascending."""
-        surest = np.argsort(-self.sure, kind="stable")
-        return np.union1d(np.argsort(-self.centre, kind="stable")[:LIKELY], surest[:SUREST])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,51 +74,43 @@ class Shared:
     Attributes
     ----------
     seeds : the class of the seeds
-    fits : correlation of all candidates with each class, that of the seeds first; NaN where there is no such class;
-        members to the half that they are not in; shape (1 + GROUPS, N)
+    fits : correlation of all candidates of the tomogram that is searched with each class, that of the seeds first;
+        NaN where there is no such class; members to the half that they are not in; shape (1 + GROUPS, N)
     """
 
     seeds: Class
     fits: FloatArray
 
 
-def share_out(
-    aligner: Aligner,
-    contenders: Contenders,
-    seeds: Sequence[Member],
-    template: Template,
-    members: NDArray[np.int64],
-    aligned: Aligned,
-) -> Shared:
+def share_out(aligner: Aligner, crowd: Crowd, seeds: Sequence[Member], template: Template) -> Shared:
     """Let the classes compete for the candidates.
 
     Parameters
     ----------
+    crowd : of the tomogram that is searched and of others, whose candidates take part in the averages only
     seeds : as they are averaged
     template : of the seeds alone
-    members : candidates that join the seeds at first
-    aligned : all candidates to them
     """
-    boxes, likely = contenders.boxes, contenders.likely
+    likely, members = crowd.likely, crowd.members
     alone = Class(members=np.zeros(0, dtype=np.int64), seeds=seeds, template=template, halves=None)
 
     def joined(which: NDArray[np.int64], posed: Aligned) -> Class:
-        return _averaged(aligner, boxes, which, posed, seeds) if len(which) + len(seeds) > 1 else alone
+        return _averaged(aligner, crowd, which, posed, seeds) if len(which) + len(seeds) > 1 else alone
 
-    groups = dense_groups(contenders.parts, np.setdiff1d(likely, members), likely)
-    classes = [joined(members, aligned), *(_grown(aligner, boxes, group) for group in groups)]
-    found = [judge(aligner, one, boxes, likely) for one in classes]
+    groups = dense_groups(crowd.parts, np.setdiff1d(likely, members), likely)
+    classes = [joined(members, crowd.aligned), *(_grown(aligner, crowd, group) for group in groups)]
+    found = [judge(aligner, one, crowd, likely) for one in classes]
     for left in reversed(range(ROUNDS)):
-        shares = _shares(found, contenders)
+        shares = _shares(found, crowd)
         # without a competitor the seeds would win everything
         ours = joined(shares[0] if len(found) > 1 else members, found[0])
         enough = [k for k in range(1, len(found)) if len(shares[k]) >= FEWEST]
-        classes = [ours, *(_averaged(aligner, boxes, shares[k], found[k], ()) for k in enough)]
-        asked = likely if left else np.arange(len(boxes))
-        found = [judge(aligner, one, boxes, asked) for one in classes]
+        classes = [ours, *(_averaged(aligner, crowd, shares[k], found[k], ()) for k in enough)]
+        asked = likely if left else np.union1d(likely, crowd.searched)
+        found = [judge(aligner, one, crowd, asked) for one in classes]
         own = [0, *(k for k in range(1, len(classes)) if apart(ours, found[0], classes[k], found[k]) >= APART)]
         classes, found = [classes[k] for k in own], [found[k] for k in own]
-    return Shared(seeds=classes[0], fits=_fits(found))
+    return Shared(seeds=classes[0], fits=_fits([one.score[crowd.searched] for one in found]))
 
 
 def dense_groups(
@@ -170,7 +135,7 @@ def dense_groups(
     return groups
 
 
-def judge(aligner: Aligner, one: Class, boxes: Candidates, asked: NDArray[np.int64]) -> Aligned:
+def judge(aligner: Aligner, one: Class, crowd: Crowd, asked: NDArray[np.int64]) -> Aligned:
     """Some candidates against a class, its members against the half that they are not in.
 
     Parameters
@@ -180,10 +145,10 @@ def judge(aligner: Aligner, one: Class, boxes: Candidates, asked: NDArray[np.int
     others = np.setdiff1d(asked, one.members)
     templates = [one.template, *(one.halves or ())]
     whole, *halves = aligner.turn(templates)
-    found = Aligned.none(len(boxes)).put(others, aligner.align_turned(whole, boxes.only(others)))
+    found = Aligned.none(len(crowd)).put(others, crowd.align(aligner, whole, others))
     for half, turned in enumerate(reversed(halves)):
         some = one.half_of(half)
-        found = found.put(some, aligner.align_turned(turned, boxes.only(some)))
+        found = found.put(some, crowd.align(aligner, turned, some))
     return found
 
 
@@ -200,12 +165,12 @@ def apart(seeds: Class, to_seeds: Aligned, other: Class, to_other: Aligned) -> f
     return own - (float(better[seeds.members].mean()) if len(seeds.members) else -own)
 
 
-def _shares(found: Sequence[Aligned], contenders: Contenders) -> list[NDArray[np.int64]]:
+def _shares(found: Sequence[Aligned], crowd: Crowd) -> list[NDArray[np.int64]]:
     """Of each class the likely candidates that fit it best, best first, at most `MOST`."""
-    likely = contenders.likely
+    likely = crowd.likely
     scores = np.stack([fit.score for fit in found])[:, likely]
     ahead = np.zeros_like(scores)
-    ahead[0] = ODDS * log_odds(contenders.sure[likely])
+    ahead[0] = ODDS * log_odds(crowd.sure[likely])
     winner = (scores + ahead).argmax(axis=0)
     shares = []
     for k, score in enumerate(scores):
@@ -214,23 +179,22 @@ def _shares(found: Sequence[Aligned], contenders: Contenders) -> list[NDArray[np
     return shares
 
 
-def _grown(aligner: Aligner, boxes: Candidates, group: NDArray[np.int64]) -> Class:
+def _grown(aligner: Aligner, crowd: Crowd, group: NDArray[np.int64]) -> Class:
     """A group aligned to its first member, then to the average of that."""
-    rough = aligner.align(aligner.template(boxes, int(group[0])), boxes.only(group))
-    aligned = Aligned.none(len(boxes)).put(group, rough)
-    made = _averaged(aligner, boxes, group, aligned, ())
-    return _averaged(aligner, boxes, group, judge(aligner, made, boxes, group), ())
+    first = aligner.turn([aligner.template(*crowd.place(int(group[0])))])[0]
+    aligned = Aligned.none(len(crowd)).put(group, crowd.align(aligner, first, group))
+    made = _averaged(aligner, crowd, group, aligned, ())
+    return _averaged(aligner, crowd, group, judge(aligner, made, crowd, group), ())
 
 
 def _averaged(
-    aligner: Aligner, boxes: Candidates, members: NDArray[np.int64], aligned: Aligned, seeds: Sequence[Member]
+    aligner: Aligner, crowd: Crowd, members: NDArray[np.int64], aligned: Aligned, seeds: Sequence[Member]
 ) -> Class:
-    poses = [(boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in members]
-    made = aligner.halved([*seeds, *poses])
+    made = aligner.halved([*seeds, *crowd.posed(members, aligned)])
     return Class(members=members, seeds=seeds, template=made.whole, halves=made.halves)
 
 
-def _fits(found: Sequence[Aligned]) -> FloatArray:
-    fits = np.full((1 + GROUPS, len(found[0])), np.nan)
-    fits[: len(found)] = [one.score for one in found]
+def _fits(scores: Sequence[FloatArray]) -> FloatArray:
+    fits = np.full((1 + GROUPS, len(scores[0])), np.nan)
+    fits[: len(scores)] = scores
     return fits

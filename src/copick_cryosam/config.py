@@ -169,6 +169,9 @@ class AlignmentSettings(_Settings):
         ge=8,
         description="at most so many proposals of a tomogram are looked at again, a quarter of them as context",
     )
+    company: int = Field(
+        2, ge=0, le=20, description="other tomograms of a job whose candidates compete with those of each for averages"
+    )
     precision: Precision = Field(
         "auto", description="in which poses are searched; auto: bf16 where the device computes with it"
     )

@@ -74,6 +74,28 @@ class Seeded:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Shortlist:
+    """The candidates of one tomogram, each looked at but not yet ranked; holds neither the tomogram nor its features.
+
+    Attributes
+    ----------
+    proposals : best first by similarity
+    context : the candidates among which each is seen, of `second_look.choose`; empty without a second look
+    seed_scores : of all seeds against their own queries
+    look : the second look; None without one
+    wedge : of the tomogram
+    seconds : that it took
+    """
+
+    proposals: Proposals
+    context: NDArray[np.int64]
+    seed_scores: NDArray[np.float64]
+    look: Look | None
+    wedge: Wedge
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Ranked:
     """Proposals of one tomogram in their final order, before any is segmented.
 

@@ -28,7 +28,7 @@ from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.errors import InputError, SeedError
 from copick_cryosam.evidence import third_evidence
 from copick_cryosam.features import DenseFeatures, EmbeddingStore
-from copick_cryosam.findings import Found, Ranked, Seeded, Tomogram
+from copick_cryosam.findings import Found, Ranked, Seeded, Shortlist, Tomogram
 from copick_cryosam.matching import Query, merge_queries, nearest_within, propose, scores_near, whiten_dense
 from copick_cryosam.polarity import foreground_both_ways
 from copick_cryosam.ranker import Rankers, load_rankers
@@ -162,6 +162,10 @@ class CryoSAM:
         whiten_dense(features, self.settings.matching)
         return Tomogram(volume=prepared, polarity=found, features=features, voxel_spacing=voxel_spacing, wedge=wedge)
 
+    def prepare(self, volume: NDArray[np.float32], radius_vox: float, polarity: str) -> NDArray[np.float32]:
+        """A tomogram as `open` prepares it, without its features; parameters and errors as there."""
+        return self._prepare(volume, None, radius_vox, polarity)[0]
+
     def polarity(
         self,
         volume: NDArray[np.float32],
@@ -230,7 +234,7 @@ class CryoSAM:
         against = [feature for one in negatives for feature in one.features]
         return merge_queries([pair for one in seeded for pair in one.weighted], against, self.settings.matching)
 
-    def rank(
+    def shortlist(
         self,
         tomogram: Tomogram,
         query: Query,
@@ -239,33 +243,56 @@ class CryoSAM:
         *,
         roi: NDArray[np.bool_] | None = None,
         progress: Progress | None = None,
+    ) -> Shortlist:
+        """Propose in one tomogram, and look again (eqs. 5 and 6, then `copick_cryosam.second_look`)."""
+        began = time.perf_counter()
+        proposals = propose(tomogram.features, query, radius_vox, self.settings.matching, roi)
+        looks = [one.look for one in seeded if one.look is not None]
+        look, context = None, np.zeros(0, dtype=np.int64)
+        if self.rankers is not None and looks and len(proposals):
+            searched = tomogram.volume.size if roi is None else int(roi.sum())
+            chosen, context = choose(len(proposals), searched, radius_vox, self.settings.alignment.candidates)
+            proposals = proposals[chosen]
+            if progress is not None:
+                progress("second look", 0, len(proposals))
+            look = self._look_again(tomogram, proposals, context, looks, radius_vox)
+            if progress is not None:
+                progress("second look", len(proposals), len(proposals))
+        return Shortlist(
+            proposals=proposals,
+            context=context,
+            seed_scores=np.concatenate([one.scores for one in seeded]),
+            look=look,
+            wedge=tomogram.wedge,
+            seconds=time.perf_counter() - began,
+        )
+
+    def rank(
+        self,
+        shortlist: Shortlist,
+        radius_vox: float,
+        *,
+        company: Sequence[Shortlist] = (),
         known: VoxelPoints | None = None,
     ) -> Ranked:
-        """Propose, look again and calibrate in one tomogram (eqs. 5 and 6, then `copick_cryosam.second_look`).
+        """Let the candidates of one tomogram compete, and calibrate.
 
         Parameters
         ----------
+        company : of other tomograms with the same voxel spacing, from the same seeds; their candidates compete, too.
+            `AlignmentSettings.company` says how many of them are asked, the first ones.
         known : the seeds in this tomogram, which are right whatever they look like
         """
-        proposals = propose(tomogram.features, query, radius_vox, self.settings.matching, roi)
+        proposals, look = shortlist.proposals, shortlist.look
         least = self.settings.instances.min_precision
-        looks = [one.look for one in seeded if one.look is not None]
-        if self.rankers is None or not looks or len(proposals) == 0:
-            seed_scores = np.concatenate([one.scores for one in seeded])
-            calibration = calibrate(proposals, seed_scores, least)
+        if self.rankers is None or look is None:
+            calibration = calibrate(proposals, shortlist.seed_scores, least)
             return Ranked(proposals=proposals, calibration=calibration, poses=[])
-        searched = tomogram.volume.size if roi is None else int(roi.sum())
-        chosen, context = choose(len(proposals), searched, radius_vox, self.settings.alignment.candidates)
-        proposals = proposals[chosen]
-        if progress is not None:
-            progress("second look", 0, len(proposals))
         aligner = Aligner(radius_vox, self.settings.alignment, self.device)
-        look = self._look_again(aligner, tomogram, proposals, context, looks, radius_vox)
-        shared = compete(aligner, look)
-        if progress is not None:
-            progress("second look", len(proposals), len(proposals))
+        others = [one.look for one in company if one.look is not None]
+        shared = compete(aligner, look, others[: self.settings.alignment.company])
         probable = self.rankers.probability(look.second, "second")
-        evidence = third_evidence(look.first, probable, shared.fits, len(shared.seeds), context)
+        evidence = third_evidence(look.first, probable, shared.fits, len(shared.seeds), shortlist.context)
         precision = self.rankers.probability(evidence, "third")
         if known is not None:
             precision[nearest_within(proposals.points, known, radius_vox)] = 1.0
@@ -303,21 +330,39 @@ class CryoSAM:
         known: VoxelPoints | None = None,
         boxes: int = 0,
     ) -> Found:
-        """Rank, segment and select in one tomogram (eqs. 5 and 6, then 1 and 2 again).
+        """Everything in one tomogram that no other keeps company; parameters of `shortlist` and `finish`."""
+        shortlist = self.shortlist(tomogram, query, seeded, radius_vox, roi=roi, progress=progress)
+        return self.finish(tomogram.volume, shortlist, seeded, radius_vox, progress=progress, known=known, boxes=boxes)
+
+    def finish(
+        self,
+        volume: NDArray[np.float32],
+        shortlist: Shortlist,
+        seeded: Sequence[Seeded],
+        radius_vox: float,
+        *,
+        company: Sequence[Shortlist] = (),
+        progress: Progress | None = None,
+        known: VoxelPoints | None = None,
+        boxes: int = 0,
+    ) -> Found:
+        """Rank, segment and select in one tomogram (eqs. 1 and 2 again).
 
         Parameters
         ----------
-        known : see `rank`
+        volume : of the tomogram, as `open` or `prepare` gives it
+        company, known : see `rank`
         boxes : how many of the surest picks to cut out for an average
         """
         seconds: dict[str, float] = {}
         with _timed(seconds, "match"):
-            ranked = self.rank(tomogram, query, seeded, radius_vox, roi=roi, progress=progress, known=known)
+            ranked = self.rank(shortlist, radius_vox, company=company, known=known)
+        seconds["match"] += shortlist.seconds
         proposals, calibration = ranked.proposals, ranked.calibration
         kept = proposals[: calibration.kept][: self.settings.matching.max_proposals]
         precision = calibration.expected_precision[: len(kept)]
         with _timed(seconds, "segment"):
-            masks = self._segment(tomogram.volume, kept.points, radius_vox, progress)
+            masks = self._segment(volume, kept.points, radius_vox, progress)
             found = selection.from_masks(
                 masks,
                 kept.similarity,
@@ -335,8 +380,8 @@ class CryoSAM:
             threshold=calibration.threshold,
             decodes=sum(mask.decodes for mask in masks),
             seconds=seconds,
-            particles=cut_particles(tomogram.volume, chosen, radius_vox, tomogram.wedge, boxes) if boxes else None,
-            wedge=tomogram.wedge if ranked.poses else None,
+            particles=cut_particles(volume, chosen, radius_vox, shortlist.wedge, boxes) if boxes else None,
+            wedge=shortlist.wedge if ranked.poses else None,
         )
 
     def _look_at_seeds(
@@ -349,7 +394,6 @@ class CryoSAM:
 
     def _look_again(
         self,
-        aligner: Aligner,
         tomogram: Tomogram,
         proposals: Proposals,
         context: NDArray[np.int64],
@@ -358,6 +402,7 @@ class CryoSAM:
     ) -> Look:
         assert self.rankers is not None
         assert isinstance(tomogram.features, DenseFeatures)
+        aligner = Aligner(radius_vox, self.settings.alignment, self.device)
         return look_again(
             aligner,
             tomogram.volume,

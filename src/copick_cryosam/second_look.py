@@ -3,9 +3,8 @@
 1. Every candidate is compared with the seeds: features on spheres around it, and rotational correlation.
 2. What is surely like the seeds is averaged with them; the average has less noise than a seed.
 3. Every candidate is compared with the average, those in it with an average of the others.
-4. Groups of other candidates make averages of their own, and all compete for the candidates (`classification`).
-
-Each tomogram makes its own averages, so the result does not depend on the order of runs.
+4. Groups of other candidates make averages of their own, and all compete for the candidates (`classification`);
+   likely candidates of other tomograms take part.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from copick_cryosam.alignment import Aligned, Aligner, Candidates, Member, Template
-from copick_cryosam.classification import Contenders, Shared, share_out
+from copick_cryosam.classification import Shared, share_out
+from copick_cryosam.contenders import Contenders, Crowd
 from copick_cryosam.evidence import Surfaces, first_evidence, second_evidence, surfaces
 from copick_cryosam.features import DenseFeatures
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
@@ -110,6 +110,18 @@ class Look:
     def averaged(self) -> int:
         """Particles in the average."""
         return len(self.seeds) + len(self.members)
+
+    @property
+    def contenders(self) -> Contenders:
+        """The candidates as they compete."""
+        return Contenders(
+            boxes=self.boxes,
+            parts=self.parts,
+            centre=self.centre,
+            sure=self.sure,
+            members=self.members,
+            aligned=self.aligned,
+        )
 
 
 def look_at_seeds(
@@ -241,10 +253,15 @@ def look_again(
     )
 
 
-def compete(aligner: Aligner, look: Look) -> Shared:
-    """The candidates of a look shared out among classes; see `classification`."""
-    contenders = Contenders(boxes=look.boxes, parts=look.parts, centre=look.centre, sure=look.sure)
-    return share_out(aligner, contenders, look.seeds, look.alone, look.members, look.aligned)
+def compete(aligner: Aligner, look: Look, others: Sequence[Look] = ()) -> Shared:
+    """The candidates of a look shared out among classes; see `classification`.
+
+    Parameters
+    ----------
+    others : at other tomograms, with the same seeds; their likely candidates take part
+    """
+    crowd = Crowd([look.contenders, *(other.contenders.only_likely() for other in others)])
+    return share_out(aligner, crowd, look.seeds, look.alone)
 
 
 def refine_poses(aligner: Aligner, look: Look, which: NDArray[np.int64]) -> Aligned:

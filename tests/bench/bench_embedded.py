@@ -131,7 +131,7 @@ def run(shape: tuple[int, int, int], wanted: int, precision: Precision = "auto")
     with stage("match", stages):
         proposals = propose(opened.features, query, RADIUS, model.settings.matching)
     with stage("rank", stages):  # matches once more
-        ranked = model.rank(opened, query, [seeded], RADIUS)
+        ranked = model.rank(model.shortlist(opened, query, [seeded], RADIUS), RADIUS)
     with stage("refine", stages):
         model.finer(ranked, wanted, RADIUS)
     if len(proposals) < wanted:  # a small tomogram: let proposals lie closer to each other

@@ -41,7 +41,8 @@ STAGES = (
     ("encode", EmbedNetEncoder, "encode"),
     ("keep", TomogramEmbeddings, "keep"),
     ("seed", CryoSAM, "seed"),
-    ("search", CryoSAM, "search"),
+    ("shortlist", CryoSAM, "shortlist"),
+    ("finish", CryoSAM, "finish"),
     ("match", pipeline, "propose"),
     ("write", Writer, "write"),
 )
@@ -83,7 +84,7 @@ def pick(config: Path, name: str, proposals: int, clock: Callable[[], float], **
     # The seed is matched, too, which is a part of its own stage: the last match is the search's.
     match = calls.pop("match")[-1]
     seconds = {name: sum(each) for name, each in calls.items()}
-    segment = seconds.pop("search") - match
+    segment = seconds.pop("shortlist") + seconds.pop("finish") - match
     seconds |= {"match": match, "segment": segment}
     other = everything - sum(seconds.values())
     return {**seconds, "other": other, "all": everything, "unsegmented": everything - segment}

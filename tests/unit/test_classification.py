@@ -15,7 +15,6 @@ from copick_cryosam.classification import (
     DENSE,
     GROUPS,
     Class,
-    Contenders,
     Shared,
     apart,
     dense_groups,
@@ -23,6 +22,7 @@ from copick_cryosam.classification import (
     share_out,
 )
 from copick_cryosam.config import AlignmentSettings
+from copick_cryosam.contenders import Contenders, Crowd
 from copick_cryosam.evidence import margin
 from copick_cryosam.pretraining.shapes import random_shape
 from copick_cryosam.types import VoxelPoints
@@ -71,10 +71,22 @@ def boxes(aligner, shapes):
 def compete(aligner, boxes, sure, candidates) -> Shared:
     some = boxes.only(candidates)
     sure = sure[candidates]
-    contenders = Contenders(boxes=some, parts=features()[candidates], centre=np.ones(len(some)), sure=sure)
     template = aligner.template(boxes, SEED)
     seed = (boxes, SEED, np.eye(3), np.zeros(3))
-    return share_out(aligner, contenders, [seed], template, np.flatnonzero(sure > 0.5), aligner.align(template, some))
+    return share_out(
+        aligner, Crowd([contenders(aligner, some, features()[candidates], sure, template)]), [seed], template
+    )
+
+
+def contenders(aligner, boxes, parts, sure, template) -> Contenders:
+    return Contenders(
+        boxes=boxes,
+        parts=parts,
+        centre=np.ones(len(boxes)),
+        sure=sure,
+        members=np.flatnonzero(sure > 0.5),
+        aligned=aligner.align(template, boxes),
+    )
 
 
 def features() -> np.ndarray:
@@ -121,7 +133,8 @@ def test_members_are_judged_by_the_half_that_they_are_not_in(aligner, boxes):
     one = Class(members=noise, seeds=(), template=made.whole, halves=made.halves)
     assert one.half_of(0).tolist() == noise[::2].tolist()
     asked = np.arange(EACH, len(PLACES))
-    judged, whole = judge(aligner, one, boxes, asked), aligner.align(made.whole, boxes)
+    everyone = contenders(aligner, boxes, features(), np.zeros(len(PLACES)), made.whole)
+    judged, whole = judge(aligner, one, Crowd([everyone]), asked), everyone.aligned
     # what the average holds of each of them would speak for it
     assert (judged.score[noise] < whole.score[noise] - 0.05).all()
     np.testing.assert_allclose(judged.score[THEIRS], whole.score[THEIRS], atol=1e-6)
@@ -168,3 +181,29 @@ def test_how_far_two_classes_are_apart():
     to_seeds, to_other = fit([0.5, 0.6, 0.2, 0.1]), fit([0.4, 0.4, 0.5, 0.6])
     assert apart(members(0, 1), to_seeds, members(2, 3), to_other) == pytest.approx(0.4 + 0.15)
     assert apart(members(), to_seeds, members(2, 3), to_other) == pytest.approx(0.8)
+
+
+def in_two(boxes, which) -> list[np.ndarray]:
+    """Indices of the odd and of the even ones of some places."""
+    return [which[k::2] for k in range(2)]
+
+
+def test_together_few_of_each_are_parted_better_than_alone(aligner, boxes):
+    """Four of each kind in each of two tomograms: the competing average of one alone is of four particles."""
+    sure = np.full(len(PLACES), 0.02)
+    sure[OURS[:4]] = sure[THEIRS[:2]] = 0.7
+    template = aligner.template(boxes, SEED)
+    seed = (boxes, SEED, np.eye(3), np.zeros(3))
+    whole = np.concatenate([OURS[:8], THEIRS[:8], np.arange(2 * EACH, len(PLACES))])
+    tomograms = [
+        contenders(aligner, boxes.only(some), features()[some], sure[some], template) for some in in_two(boxes, whole)
+    ]
+    together = share_out(aligner, Crowd(tomograms), [seed], template)
+    assert together.fits.shape == (1 + GROUPS, len(tomograms[0]))
+    ours, theirs = (np.isin(in_two(boxes, whole)[0], some) for some in (OURS, THEIRS))
+    after = margin(together.fits)
+    assert after[ours].min() > after[theirs].max() + 0.05
+    alone = share_out(aligner, Crowd(tomograms[:1]), [seed], template)
+    assert len(together.seeds) > len(alone.seeds)
+    apart_by, alone_by = (some[ours].mean() - some[theirs].mean() for some in (after, margin(alone.fits)))
+    assert apart_by > alone_by + 0.05

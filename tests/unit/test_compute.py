@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from numpy.typing import NDArray
 
 from copick_cryosam.compute import Listener, Outcome, plan, run_job
@@ -17,6 +19,7 @@ from copick_cryosam.compute.faults import naming
 from copick_cryosam.compute.reporting import ReportCollector
 from copick_cryosam.compute.seeds import agreed, inside
 from copick_cryosam.config import Settings, override, preset
+from copick_cryosam.encoders.embednet import EmbedNetEncoder
 from copick_cryosam.encoders.fake import FakeEncoder
 from copick_cryosam.errors import CryosamError, DataError, DeviceError, InputError, SeedError
 from copick_cryosam.findings import Tomogram
@@ -29,6 +32,7 @@ SHAPE = (32, 44, 52)
 RADIUS = 6
 CENTRES = np.array([[9.0, 10, 11], [10, 30, 12], [20, 12, 30], [21, 33, 41], [9, 20, 43]])
 FAKE = preset("fake")
+EMBEDDED = override(preset("embedded"), {"alignment": {"company": 1, "rotations": 200}, "device": "cpu"})
 
 
 def balls(sign: int = -1, seed: int = 0) -> NDArray[np.float32]:
@@ -72,7 +76,7 @@ class Recorder(Listener):
         self.events.append((task, run))
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        assert 0 < done <= total
+        assert 0 <= done <= total
         self.stages.add(stage)
 
     def run_ended(self, outcome: Outcome) -> None:
@@ -126,6 +130,71 @@ def test_one_tomogram_is_in_memory_at_a_time(project: Any, monkeypatch: pytest.M
     assert alive == [0] * 5
     gc.collect()
     assert all(each() is None for each in opened)
+
+
+def picked(project: Any, run: str) -> list[tuple[float, ...]]:
+    """Picks of a run: x, y, z and score."""
+    (found,) = project.root().get_run(run).get_picks(object_name="ribosome", user_id="cryosam")
+    return [(one.location.x, one.location.y, one.location.z, one.score) for one in found.points]
+
+
+def forget(project: Any, run: str) -> None:
+    """As if a run had never been searched."""
+    for path in (project.overlay / "ExperimentRuns" / run).rglob("*cryosam*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def test_candidates_of_other_runs_keep_each_run_company(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded, company = [], []
+    encode, rank = EmbedNetEncoder.encode, CryoSAM.rank
+
+    def encoding(self: EmbedNetEncoder, volume: Any, **given: Any) -> Any:
+        encoded.append(volume.shape)
+        return encode(self, volume, **given)
+
+    def ranking(self: CryoSAM, *args: Any, **given: Any) -> Any:
+        company.append(len(given["company"]))
+        return rank(self, *args, **given)
+
+    monkeypatch.setattr(EmbedNetEncoder, "encode", encoding)
+    monkeypatch.setattr(CryoSAM, "rank", ranking)
+    heard = Recorder()
+    assert run_job(job_for(project), EMBEDDED, heard).succeeded
+    assert len(encoded) == 3
+    # that of the seed first, then by name; what is still open is searched first
+    assert heard.events == [
+        ("begun", 3),
+        ("seeds", "B"),
+        ("look", "B"),
+        ("look", "A"),
+        *(each for run in "ABC" for each in (("search", run), ("done", run))),
+    ]
+    assert company == [1, 1, 2]
+    records = {
+        run: json.loads((project.overlay / f"ExperimentRuns/{run}/CryoSAM/cryosam_1_ribosome.json").read_text())
+        for run in "ABC"
+    }
+    asked = {run: record["parameters"]["result"]["company"] for run, record in records.items()}
+    assert asked == {"A": ["B"], "B": ["A"], "C": ["A"]}
+
+
+@pytest.mark.parametrize("run", ["A", "C"])
+def test_what_was_finished_before_does_not_change_what_is_found(project: Any, run: str) -> None:
+    assert run_job(job_for(project), EMBEDDED).succeeded
+    before = picked(project, run)
+    assert len(before) > 1
+    forget(project, run)
+    assert run_job(job_for(project), EMBEDDED).runs("done") == (run,)
+    assert picked(project, run) == before
+
+
+def test_a_run_that_cannot_keep_others_company_is_replaced(project: Any) -> None:
+    (tomogram,) = project.root().get_run("A").get_voxel_spacing(10.0).get_tomograms("wbp")
+    zarr.open(tomogram.zarr(), mode="a")["0"][:] = np.nan
+    heard = Recorder()
+    summary = run_job(job_for(project), EMBEDDED, heard)
+    assert (summary.runs("failed"), summary.runs("done")) == (("A",), ("B", "C"))
+    assert [event for event in heard.events if event[0] == "look"] == [("look", "B"), ("look", "A"), ("look", "C")]
 
 
 def test_finished_runs_load_nothing(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +299,7 @@ def test_a_run_of_another_voxel_spacing_fails_alone(project: Any) -> None:
 def test_out_of_memory_names_the_run_and_what_to_halve(
     project: Any, monkeypatch: pytest.MonkeyPatch, raised: Exception, words: str
 ) -> None:
-    original = CryoSAM.search
+    original = CryoSAM.finish
     calls = []
 
     def failing(self: CryoSAM, *args: Any, **given: Any) -> Any:
@@ -239,7 +308,7 @@ def test_out_of_memory_names_the_run_and_what_to_halve(
             raise raised
         return original(self, *args, **given)
 
-    monkeypatch.setattr(CryoSAM, "search", failing)
+    monkeypatch.setattr(CryoSAM, "finish", failing)
     summary = run_job(job_for(project), FAKE)
     assert summary.runs("failed") == ("A",)
     error = summary.outcomes[0].error

@@ -26,7 +26,13 @@ from copick_cryosam.compute.outcomes import Task
 
 __all__ = ["Display", "EmbeddingDisplay", "TrainingDisplay"]
 
-_TASKS = {"seeds": "reading seeds", "search": "searching", "embed": "embedding", "learn": "reading"}
+_TASKS = {
+    "seeds": "reading seeds",
+    "look": "proposing",
+    "search": "searching",
+    "embed": "embedding",
+    "learn": "reading",
+}
 _STAGES = {
     "read": "planes read",
     "encode": "blocks or planes encoded",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AverageOutcome", "Listener", "Outcome", "Search", "Summary", "Task"]
 
-Task = Literal["seeds", "search", "embed", "learn"]
+Task = Literal["seeds", "look", "search", "embed", "learn"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -124,7 +124,9 @@ class Listener:
         """So many runs will be searched."""
 
     def run_started(self, run: str, task: Task) -> None:
-        """Work on a run starts: its seeds are read, it is searched or embedded, or read to learn from."""
+        """Work on a run starts: its seeds are read, its candidates are looked at, it is searched or embedded, or
+        read to learn from.
+        """
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """See `copick_cryosam.types.Progress`; the stages of the run that was started last."""

@@ -28,8 +28,10 @@ from copick_cryosam.io.writing import OutputState, Writer
 from copick_cryosam.types import Grid, VoxelPoints
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from copick_cryosam.diagnosis import SeedDiagnosis
-    from copick_cryosam.findings import Found, Seeded, Tomogram
+    from copick_cryosam.findings import Found, Seeded, Shortlist, Tomogram
     from copick_cryosam.matching import Query
     from copick_cryosam.pipeline import CryoSAM
 
@@ -42,8 +44,11 @@ def run_job(job: Job, settings: Settings, listener: Listener | None = None) -> S
     """Pick in every run of the job that is not finished, and write its results.
 
     Everything that can be refused is refused before the models are loaded. The query pools the seeds of all
-    runs that have some; seeds that cannot be used are reported, and the others go on without them. A run that
-    fails does not stop the others. At most one tomogram with its features is in memory at a time.
+    runs that have some; seeds that cannot be used are reported, and the others go on without them. Candidates of a few
+    runs keep those of every other company (`AlignmentSettings.company`): of the first that have seeds, then of the
+    first by name, whether they are searched in this call or were before, so that the order of searching and what was
+    finished do not matter. A run that fails does not stop the others. At most one tomogram with its features is in
+    memory at a time.
 
     Raises
     ------
@@ -60,6 +65,7 @@ def run_job(job: Job, settings: Settings, listener: Listener | None = None) -> S
         return replace(work.summary(outcomes), average=work.averages.write())
     work.load()
     target = work.read_seeds()
+    work.find_company(target)
     for run, error in target.failures.items():
         if run in work.pending:
             outcomes[run] = Outcome(run=run, state="failed", error=error, seconds=work.seconds.get(run, 0.0))
@@ -118,6 +124,7 @@ class _Work:
                 logger.info("run %s was interrupted before; its partial results are removed", run)
                 self.writer.clean(run)
         self.seconds: dict[str, float] = {}
+        self.company: dict[str, Shortlist] = {}
         self._spacing: tuple[str, float] | None = None
         self._opened: _Opened | None = None
 
@@ -226,6 +233,31 @@ class _Work:
         self._spacing = self._spacing or (run, spacing)
         return opened.tomogram.polarity, found, against
 
+    def find_company(self, target: _Target) -> None:
+        """Make the shortlists of the runs that keep others company; what fails here fails again, and is told, there."""
+        wanted = self.settings.alignment.company + 1
+        if self.model.rankers is None or wanted < 2 or len(self.runs) < 2:
+            return
+        order = sorted(self.runs, key=lambda run: (run not in self.seeds.positive, run))
+        # what is open is not encoded twice
+        opened = None if self._opened is None else self._opened.run
+        order = [*sorted(order[:wanted], key=lambda run: run != opened), *order[wanted:]]
+        found: dict[str, Shortlist] = {}
+        for run in order:
+            if len(found) == wanted:
+                break
+            if run in target.failures:
+                continue
+            self.listener.run_started(run, "look")
+            began = time.perf_counter()
+            try:
+                with naming(run, self.settings):
+                    found[run], _, _ = self._shortlist(run, target)
+            except CryosamError as error:
+                logger.info("run %s keeps others no company: %s", run, self._failed(run, error))
+            self.seconds[run] = self.seconds.get(run, 0.0) + time.perf_counter() - began
+        self.company = dict(sorted(found.items()))
+
     def search(self, run: str, target: _Target) -> Outcome:
         """Search one run and write its results."""
         self.listener.run_started(run, "search")
@@ -233,7 +265,7 @@ class _Work:
         try:
             with naming(run, self.settings):
                 found, grid = self._find(run, target)
-                self.writer.write(run, found.instances, grid, self._parameters(found, target))
+                self.writer.write(run, found.instances, grid, self._parameters(run, found, target))
         except CryosamError as error:
             return Outcome(run=run, state="failed", error=self._failed(run, error), seconds=time.perf_counter() - began)
         finally:
@@ -255,27 +287,56 @@ class _Work:
         )
 
     def _find(self, run: str, target: _Target) -> tuple[Found, Grid]:
+        if run in self.company:
+            shortlist = self.company[run]
+            volume, grid = self._volume(run, target.polarity)
+        else:
+            shortlist, volume, grid = self._shortlist(run, target)
+            # the features have told all they know
+            self._opened = None
+        radius_vox = self.radius / grid.voxel_spacing
+        seeds = self.seeds.positive.get(run)
+        found = self.model.finish(
+            volume,
+            shortlist,
+            target.seeded,
+            radius_vox,
+            company=[one for other, one in self.company.items() if other != run],
+            progress=self.listener.progress,
+            known=None if seeds is None else grid.to_voxels(seeds),
+            boxes=self.averages.boxes,
+        )
+        self.averages.add(found.particles, grid.voxel_spacing, radius_vox)
+        # Painting the labels needs memory of its own.
+        self._opened = None
+        return found, grid
+
+    def _shortlist(self, run: str, target: _Target) -> tuple[Shortlist, NDArray[np.float32], Grid]:
+        """A run's candidates, the tomogram they are in, and its grid."""
         volume = self._tomogram(run)
         roi = None if self.job.roi is None else self.project.roi(run, self.job.roi, volume.grid)
         opened = self._opened
         if opened is None or opened.run != run:
             opened = self._open(run, volume, None, target.polarity)
-        radius_vox = self.radius / opened.grid.voxel_spacing
-        seeds = self.seeds.positive.get(run)
-        found = self.model.search(
+        shortlist = self.model.shortlist(
             opened.tomogram,
             target.query,
             target.seeded,
-            radius_vox,
+            self.radius / opened.grid.voxel_spacing,
             roi=roi,
             progress=self.listener.progress,
-            known=None if seeds is None else opened.grid.to_voxels(seeds),
-            boxes=self.averages.boxes,
         )
-        self.averages.add(found.particles, opened.grid.voxel_spacing, radius_vox)
-        # Painting the labels needs memory of its own.
+        return shortlist, opened.tomogram.volume, opened.grid
+
+    def _volume(self, run: str, polarity: str) -> tuple[NDArray[np.float32], Grid]:
+        """A run's tomogram as it is searched, without its features, which are no longer needed."""
+        if self._opened is not None and self._opened.run == run:
+            opened, self._opened = self._opened, None
+            return opened.tomogram.volume, opened.grid
         self._opened = None
-        return found, opened.grid
+        volume = self._tomogram(run)
+        data = volume.read(lambda done, total: self.listener.progress("read", done, total))
+        return self.model.prepare(data, self.radius / volume.grid.voxel_spacing, polarity), volume.grid
 
     def _tomogram(self, run: str) -> TomogramVolume:
         """The run's tomogram, unread.
@@ -322,7 +383,7 @@ class _Work:
         self._opened = _Opened(run=run, tomogram=tomogram, grid=volume.grid)
         return self._opened
 
-    def _parameters(self, found: Found, target: _Target) -> dict[str, Any]:
+    def _parameters(self, run: str, found: Found, target: _Target) -> dict[str, Any]:
         threshold = found.threshold if math.isfinite(found.threshold) else None
         return {
             **self.asked,
@@ -334,6 +395,7 @@ class _Work:
                 "threshold": threshold,
                 "proposals": len(found.proposals),
                 "decodes": found.decodes,
+                "company": [other for other in self.company if other != run][: self.settings.alignment.company],
                 "unused_seed_runs": sorted(target.failures),
                 "seed_diagnosis": recorded(target.diagnosis, target.voxel_spacing),
             },

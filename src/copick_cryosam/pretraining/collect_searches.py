@@ -19,7 +19,7 @@ from copick_cryosam.matching import propose
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.pool import Sample
 from copick_cryosam.pretraining.searches import Search
-from copick_cryosam.second_look import Rank, choose, compete, look_again, look_at_seeds, reference_of
+from copick_cryosam.second_look import Look, Rank, choose, compete, look_again, look_at_seeds, reference_of
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints, centroids
 from copick_cryosam.wedge import estimate_wedge
 
@@ -44,12 +44,14 @@ class Collecting:
     sparse : share of searches in which half of all particles or more are taken out
     thin : of the other searches, share in which particles of the kind are taken out
     alone : of the other searches, share in which particles of other kinds are taken out
+    company : share of kinds whose candidates in both tomograms compete together
     """
 
     candidates: int = 250
     sparse: float = 0.0
     thin: float = 0.35
     alone: float = 0.3
+    company: float = 0.75
 
 
 def collect(
@@ -78,6 +80,7 @@ def collect(
         at = centroids([one for one in seeded.instances if one.size])
         seeds = look_at_seeds(aligner, opened[0].volume, features[0], at, seeded.scores, wedges[0], radius)
         reference = reference_of(aligner, [seeds])
+        looks: list[tuple[int, Proposals, NDArray[np.int64], Look]] = []
         for t, tomogram in enumerate(opened):
             proposals = propose(tomogram.features, query, radius, model.settings.matching)
             kept = clicks if t == 0 else None
@@ -89,7 +92,11 @@ def collect(
             look = look_again(
                 aligner, tomogram.volume, features[t], wedges[t], proposals, reference, radius, rank, context
             )
-            shared = compete(aligner, look)
+            looks.append((t, proposals, context, look))
+        together = rng.random() < how.company
+        for t, proposals, context, look in looks:
+            company = [other for where, _, _, other in looks if where != t] if together else []
+            shared = compete(aligner, look, company)
             # the seeds themselves are no lesson
             distance = np.linalg.norm(proposals.points.zyx[:, None] - clicks.zyx[None], axis=2).min(axis=1)
             searches.append(

@@ -246,7 +246,7 @@ def _search(
     if not seeded:
         return [NOTHING for _ in tomograms]
     query = model.query(seeded)
-    return [rank(model, one, query, seeded, radius) for one in tomograms]
+    return rank(model, tomograms, query, seeded, radius)
 
 
 def measure_data_set(

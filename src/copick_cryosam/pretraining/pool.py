@@ -86,6 +86,7 @@ class Supply:
     shape_zyx : voxels of a tomogram
     counts : least and most particles of a kind that are tried to be placed in a tomogram, small numbers more often;
         None: as many of each as crowd it a quarter to wholly
+    kinds : fewest and most in a sample
     """
 
     maps: Sequence[Shape] = ()
@@ -93,6 +94,7 @@ class Supply:
     radii: tuple[float, float] | None = None
     shape_zyx: tuple[int, int, int] = SAMPLE_SHAPE
     counts: tuple[int, int] | None = None
+    kinds: tuple[int, int] = (3, 6)
 
 
 def draw_shapes(rng: np.random.Generator, count: int, supply: Supply) -> list[Shape]:
@@ -122,8 +124,9 @@ def draw_shapes(rng: np.random.Generator, count: int, supply: Supply) -> list[Sh
 
 
 def draw_sample(rng: np.random.Generator, supply: Supply) -> Sample:
-    """Simulate one sample: 3 to 6 kinds, clutter, one set of imaging conditions."""
-    shapes = draw_shapes(rng, int(rng.integers(3, 7)), supply)
+    """Simulate one sample: several kinds, clutter, one set of imaging conditions."""
+    fewest, most = supply.kinds
+    shapes = draw_shapes(rng, int(rng.integers(fewest, most + 1)), supply)
     imaging = random_imaging(rng)
     counts = _counts(rng, shapes, supply)
     volumes, labels, clutters = [], [], []
@@ -208,6 +211,7 @@ def main() -> None:
     parser.add_argument(
         "--counts", type=int, nargs=2, default=None, help="least and most particles of a kind (default: crowded)"
     )
+    parser.add_argument("--kinds", type=int, nargs=2, default=Supply.kinds, help="fewest and most in a sample")
     parser.add_argument("--families", choices=FAMILIES_OF, default="usual", help="of random shapes")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -217,6 +221,7 @@ def main() -> None:
         radii=arguments.radii,
         shape_zyx=tuple(arguments.shape),
         counts=arguments.counts,
+        kinds=tuple(arguments.kinds),
     )
     began = time.perf_counter()
     for index in range(arguments.start, arguments.start + arguments.count):

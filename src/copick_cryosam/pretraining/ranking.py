@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from copick_cryosam.errors import SeedError
-from copick_cryosam.findings import Seeded, Tomogram
+from copick_cryosam.findings import Seeded, Shortlist, Tomogram
 from copick_cryosam.matching import Query
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.types import FloatArray, Instance, VoxelPoints
@@ -64,12 +64,27 @@ def gather(
         return None
 
 
-def rank(model: CryoSAM, tomogram: Tomogram, query: Query, seeded: Sequence[Seeded], radius_vox: float) -> Ranked:
-    """Propose, look again and calibrate in one tomogram."""
-    ranked = model.rank(tomogram, query, seeded, radius_vox)
-    return Ranked(
-        points=ranked.proposals.points,
-        score=ranked.proposals.score,
-        expected_precision=ranked.calibration.expected_precision,
-        kept=min(ranked.calibration.kept, model.settings.matching.max_proposals),
-    )
+def shortlists(
+    model: CryoSAM, tomograms: Sequence[Tomogram], query: Query, seeded: Sequence[Seeded], radius_vox: float
+) -> list[tuple[Shortlist, list[Shortlist]]]:
+    """Of every tomogram, with those of all others, which keep it company."""
+    made = [model.shortlist(one, query, seeded, radius_vox) for one in tomograms]
+    return [(one, [other for other in made if other is not one]) for one in made]
+
+
+def rank(
+    model: CryoSAM, tomograms: Sequence[Tomogram], query: Query, seeded: Sequence[Seeded], radius_vox: float
+) -> list[Ranked]:
+    """Propose, look again and calibrate in tomograms that are searched together."""
+    found = []
+    for shortlist, company in shortlists(model, tomograms, query, seeded, radius_vox):
+        ranked = model.rank(shortlist, radius_vox, company=company)
+        found.append(
+            Ranked(
+                points=ranked.proposals.points,
+                score=ranked.proposals.score,
+                expected_precision=ranked.calibration.expected_precision,
+                kept=min(ranked.calibration.kept, model.settings.matching.max_proposals),
+            )
+        )
+    return found

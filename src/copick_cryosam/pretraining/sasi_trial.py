@@ -196,8 +196,7 @@ def _search(data: DataSet, model: CryoSAM, shots: int, *, tested: bool) -> list[
     """Proposals of each kind from the same points, in the searched tomograms or in those with points."""
     seen = data.volumes if tested else data.volumes[:LEARNED]
     opened = [model.open(volume, None, 8.0, polarity="light", voxel_spacing=10.0) for volume in seen]
-    wanted = opened[LEARNED:] if tested else opened
-    found: list[list[Ranked]] = [[] for _ in wanted]
+    found: list[list[Ranked]] = [[] for _ in opened]
     for kind, shape in enumerate(data.shapes):
         seeded = []
         for t in range(LEARNED):
@@ -207,10 +206,12 @@ def _search(data: DataSet, model: CryoSAM, shots: int, *, tested: bool) -> list[
                     seeded.append(model.seed(opened[t], VoxelPoints(mine), shape.radius))
                 except SeedError:
                     continue
-        query = model.query(seeded) if seeded else None
-        for each, tomogram in zip(found, wanted, strict=True):
-            each.append(NOTHING if query is None else rank(model, tomogram, query, seeded, shape.radius))
-    return found
+        ranked = [NOTHING for _ in opened]
+        if seeded:
+            ranked = rank(model, opened, model.query(seeded), seeded, shape.radius)
+        for each, one in zip(found, ranked, strict=True):
+            each.append(one)
+    return found[LEARNED:] if tested else found
 
 
 def _with_pseudo(data: DataSet, tomograms: Sequence[TrainingTomogram], shots: int) -> list[TrainingTomogram]:

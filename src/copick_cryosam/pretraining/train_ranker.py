@@ -121,7 +121,11 @@ def _collect_all(arguments: argparse.Namespace) -> None:
         rankers = load_rankers()
         rank = lambda evidence: rankers.probability(evidence, "first")  # noqa: E731
     how = Collecting(
-        candidates=arguments.candidates, sparse=arguments.sparse, thin=arguments.thin, alone=arguments.alone
+        candidates=arguments.candidates,
+        sparse=arguments.sparse,
+        thin=arguments.thin,
+        alone=arguments.alone,
+        company=arguments.company,
     )
     for path in sample_paths(arguments.pool)[arguments.skip :: arguments.every]:
         # samples of several pools may bear the same number
@@ -174,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sparse", type=float, default=usual.sparse, help="share of searches with few of all kinds")
     parser.add_argument("--thin", type=float, default=usual.thin, help="of the others, share with few of the kind")
     parser.add_argument("--alone", type=float, default=usual.alone, help="of the others, share with few of other kinds")
+    parser.add_argument("--company", type=float, default=usual.company, help="share of kinds sought in both together")
     parser.add_argument("--weight-decay", type=float, default=Training.weight_decay)
     parser.add_argument("--steps", type=int, default=Training.steps)
     parser.add_argument("--every", type=int, default=1)

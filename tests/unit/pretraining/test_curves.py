@@ -128,7 +128,10 @@ def test_seeds_segmented_once_give_what_the_pipeline_gives(model, volume):
         assert [one.size for one in parts.instances] == [one.size for one in whole.instances]
 
         query = model.query([whole])
-        ranked, found = rank(model, tomogram, query, [parts], RADIUS), model.search(tomogram, query, [whole], RADIUS)
+        ranked, found = (
+            rank(model, [tomogram], query, [parts], RADIUS)[0],
+            model.search(tomogram, query, [whole], RADIUS),
+        )
         np.testing.assert_array_equal(ranked.score, found.proposals.score)
         np.testing.assert_array_equal(ranked.expected_precision, found.expected_precision)
         assert ranked.score[ranked.kept - 1] == found.threshold
