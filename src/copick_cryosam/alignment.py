@@ -103,11 +103,15 @@ class Turned:
     values : complex (R, K), whitened, 0 where it was not measured
     known : (R, K), how far it was
     rotations : (R, 3, 3)
+    squares : (R, K), of the values
+    rounded : (R, 2 K), real and imaginary parts as poses are searched with
     """
 
     values: Tensor
     known: Tensor
     rotations: Tensor
+    squares: Tensor
+    rounded: Tensor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -269,7 +273,15 @@ class Aligner:
         turned = []
         for template, values in zip(templates, grid.read([one.spectrum for one in templates]), strict=True):
             whitened, known = _whitened(template, values, grid.frequencies)
-            turned.append(Turned(values=whitened, known=known, rotations=grid.rotations))
+            turned.append(
+                Turned(
+                    values=whitened,
+                    known=known,
+                    rotations=grid.rotations,
+                    squares=whitened.abs().square(),
+                    rounded=torch.view_as_real(whitened).flatten(1).to(self._dtype),
+                )
+            )
         return turned
 
     def refine(self, template: Template, candidates: Candidates, coarse: Aligned) -> Aligned:
@@ -314,16 +326,15 @@ class Aligner:
         """Best correlation of each candidate, and the indices of its rotation and shift."""
         values = turned.values
         measured = wedge.measured(self.frequencies)
-        power = (turned.known @ spectra.abs().square().T) * (values.abs().square() @ measured)[:, None]
+        power = (turned.known @ spectra.abs().square().T) * (turned.squares @ measured)[:, None]
         norm = power.clamp(min=1e-12).rsqrt().to(self._dtype)
-        flat = torch.view_as_real(values).flatten(1).to(self._dtype)
         score = torch.full((len(spectra),), -1.0, dtype=self._dtype, device=spectra.device)
         rotation = torch.zeros(len(spectra), dtype=torch.long, device=spectra.device)
         shift = torch.zeros_like(rotation)
         for index, phase in enumerate(self._phases):
             # moving the candidate by -s multiplies its transform by exp(2 π i k s)
             moved = torch.view_as_real(spectra * phase).flatten(1).to(self._dtype)
-            best, which = ((flat @ moved.T) * norm).max(dim=0)
+            best, which = ((turned.rounded @ moved.T) * norm).max(dim=0)
             better = best > score
             score = torch.where(better, best, score)
             rotation = torch.where(better, which, rotation)

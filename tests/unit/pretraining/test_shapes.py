@@ -56,6 +56,14 @@ def test_a_pool_holds_about_as_many_of_each_kind_as_asked_for():
     assert inside(None) > 6
 
 
+@pytest.mark.parametrize("kinds", [(2, 2), (7, 9)])
+def test_a_pool_holds_as_many_kinds_as_asked_for(kinds):
+    supply = Supply(shape_zyx=(40, 64, 64), radii=(4.0, 5.0), counts=(1, 2), kinds=kinds)
+    found = [draw_sample(np.random.default_rng(seed), supply).kinds[0] for seed in range(3)]
+    assert all(some.max() < kinds[1] for some in found)
+    assert max(len(np.unique(some)) for some in found) >= kinds[0] - 1
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_fresh_kinds_are_of_families_of_their_own_and_some_look_alike(seed):
     shapes = fresh_shapes(None, np.random.default_rng(seed))
