@@ -7,8 +7,8 @@ The pool must hold samples that EmbedNet was not trained on: on kinds that it kn
 does on others. `collect` searches every sample for each of its kinds, from one to five seeds in the first tomogram
 (`collect_searches`). It goes on where it stopped. `fit` trains the nets and writes the package's weights: each sees
 what those before it say that did not learn from the same sample. Who is averaged depends on the first net, so the
-procedure is: collect --first, fit, collect, fit. `fit --third` learns the third net alone, on samples that the
-package's first two have not seen.
+procedure is: collect --first, fit, collect, fit. `fit --keep first` learns the second and third net alone, on samples
+that the package's first one has not seen, `fit --keep second` the third alone.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def _heuristic(evidence: FloatArray) -> FloatArray:
 
 
 def _collect_all(arguments: argparse.Namespace) -> None:
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    (folder,) = arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
     # Its own second look is off: it is made here, step by step.
     model = CryoSAM.from_settings(override(preset("embedded"), {"alignment": {"second_look": False}}))
     rank: Rank = _heuristic
@@ -129,7 +130,7 @@ def _collect_all(arguments: argparse.Namespace) -> None:
     )
     for path in sample_paths(arguments.pool)[arguments.skip :: arguments.every]:
         # samples of several pools may bear the same number
-        target = arguments.out / f"searches-{arguments.pool.name}-{path.stem}.npz"
+        target = folder / f"searches-{arguments.pool.name}-{path.stem}.npz"
         if target.exists():
             continue
         rng = np.random.default_rng([arguments.seed, int(path.stem.split("-")[-1])])
@@ -140,23 +141,24 @@ def _collect_all(arguments: argparse.Namespace) -> None:
 
 
 def _fit_all(arguments: argparse.Namespace) -> None:
-    searches = read_searches(arguments.out)
+    searches = [one for folder in arguments.out for one in read_searches(folder)]
     samples = len({one.sample for one in searches})
     if samples < FOLDS:
         raise SystemExit(
-            f"{arguments.out}: expected searches of at least {FOLDS} samples, found {samples}; collect more"
+            f"{', '.join(map(str, arguments.out))}: expected searches of at least {FOLDS} samples, found {samples}; collect more"
         )
     how = Training(seed=arguments.seed, weight_decay=arguments.weight_decay, steps=arguments.steps)
+    rankers = load_rankers() if arguments.keep else Rankers()
     first = [one.first for one in searches]
-    if arguments.third:
-        rankers = load_rankers()
-        second = [one.second(rankers.first.probability(x)) for one, x in zip(searches, first, strict=True)]
+    if arguments.keep:
+        sure = [rankers.first.probability(x) for x in first]
+    else:
+        rankers.first, sure = fit(first, searches, how), unseen(first, searches, how)
+    second = [one.second(said) for one, said in zip(searches, sure, strict=True)]
+    if arguments.keep == "second":
         probable = [rankers.second.probability(x) for x in second]
     else:
-        rankers = Rankers()
-        second = [one.second(said) for one, said in zip(searches, unseen(first, searches, how), strict=True)]
-        probable = unseen(second, searches, how)
-        rankers.first, rankers.second = fit(first, searches, how), fit(second, searches, how)
+        rankers.second, probable = fit(second, searches, how), unseen(second, searches, how)
     rankers.third = fit([one.third(said) for one, said in zip(searches, probable, strict=True)], searches, how)
     tensors = {key: value.contiguous() for key, value in copy.deepcopy(rankers.state_dict()).items()}
     target = arguments.weights or Path(copick_cryosam.weights.__file__).with_name("ranker.safetensors")
@@ -171,9 +173,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     usual = Collecting()
     parser.add_argument("what", choices=("collect", "fit"))
     parser.add_argument("--pool", type=Path, default=None)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, nargs="+", required=True, help="of searches; fit learns from several")
     parser.add_argument("--first", action="store_true", help="collect before there is a first net")
-    parser.add_argument("--third", action="store_true", help="fit the third net alone, the others as they ship")
+    parser.add_argument("--keep", choices=("first", "second"), help="nets up to this one stay as they ship")
     parser.add_argument("--candidates", type=int, default=usual.candidates, help="at most so many are looked at")
     parser.add_argument("--sparse", type=float, default=usual.sparse, help="share of searches with few of all kinds")
     parser.add_argument("--thin", type=float, default=usual.thin, help="of the others, share with few of the kind")
@@ -187,6 +189,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--weights", type=Path, default=None, help="default: the package's own")
     arguments = parser.parse_args(argv)
+    if arguments.what == "collect" and len(arguments.out) > 1:
+        parser.error(f"--out: expected one folder to collect into, found {len(arguments.out)}; run collect for each")
     torch.set_num_threads(arguments.threads)
     (_collect_all if arguments.what == "collect" else _fit_all)(arguments)
 

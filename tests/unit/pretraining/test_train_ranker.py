@@ -102,11 +102,26 @@ def test_fit_writes_all_nets_and_the_same_ones_twice(tmp_path):
         np.testing.assert_array_equal(value.numpy(), written[1][key].numpy())
 
 
-def test_the_third_net_is_learned_alone_beside_those_that_ship(tmp_path):
+@pytest.mark.parametrize(("keep", "learned_anew"), [("first", ("second", "third")), ("second", ("third",))])
+def test_nets_are_learned_alone_beside_those_that_ship(tmp_path, keep, learned_anew):
     kept(tmp_path)
-    target = tmp_path / "third.safetensors"
-    main(["fit", "--third", "--out", str(tmp_path), "--weights", str(target), "--steps", "20"])
+    target = tmp_path / "some.safetensors"
+    main(["fit", "--keep", keep, "--out", str(tmp_path), "--weights", str(target), "--steps", "20"])
     written, shipped = load_file(target), load_rankers().state_dict()
     for key, value in written.items():
         same = np.array_equal(value.numpy(), shipped[key].numpy())
-        assert same != key.startswith("third"), key
+        assert same != key.startswith(learned_anew), key
+
+
+def test_searches_of_several_folders_are_learned_from_together(tmp_path):
+    kept(tmp_path)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for k, path in enumerate(sorted(tmp_path.glob("searches-*.npz"))):
+        folders[k % 2].mkdir(exist_ok=True)
+        path.rename(folders[k % 2] / path.name)
+    arguments = ["--weights", str(tmp_path / "some.safetensors"), "--steps", "20"]
+    with pytest.raises(SystemExit, match="expected searches of at least 3 samples, found 2"):
+        main(["fit", "--out", str(folders[0]), *arguments])
+    main(["fit", "--out", *map(str, folders), *arguments])
+    with pytest.raises(SystemExit):
+        main(["collect", "--pool", str(tmp_path), "--out", *map(str, folders)])
