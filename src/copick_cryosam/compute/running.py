@@ -315,9 +315,11 @@ class _Work:
         """A run's candidates, the tomogram they are in, and its grid."""
         volume = self._tomogram(run)
         roi = None if self.job.roi is None else self.project.roi(run, self.job.roi, volume.grid)
+        if self._opened is None or self._opened.run != run:
+            # a name for the one that is open would keep it alive beside the next
+            self._open(run, volume, None, target.polarity)
         opened = self._opened
-        if opened is None or opened.run != run:
-            opened = self._open(run, volume, None, target.polarity)
+        assert opened is not None
         shortlist = self.model.shortlist(
             opened.tomogram,
             target.query,

@@ -145,7 +145,8 @@ def _fit_all(arguments: argparse.Namespace) -> None:
     samples = len({one.sample for one in searches})
     if samples < FOLDS:
         raise SystemExit(
-            f"{', '.join(map(str, arguments.out))}: expected searches of at least {FOLDS} samples, found {samples}; collect more"
+            f"{', '.join(map(str, arguments.out))}: expected searches of at least {FOLDS} samples, found {samples}; "
+            "collect more"
         )
     how = Training(seed=arguments.seed, weight_decay=arguments.weight_decay, steps=arguments.steps)
     rankers = load_rankers() if arguments.keep else Rankers()
