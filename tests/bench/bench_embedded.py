@@ -64,8 +64,8 @@ class Bench:
 
     @property
     def seconds(self) -> float:
-        # ranking matches, too
-        return sum(stage.seconds for stage in self.stages if stage.name != "match")
+        # looking matches, too, and candidates compete alone or together with others
+        return sum(stage.seconds for stage in self.stages if stage.name not in ("match", "alone"))
 
     @property
     def peak(self) -> int:
@@ -130,8 +130,12 @@ def run(shape: tuple[int, int, int], wanted: int, precision: Precision = "auto")
     query = model.query([seeded])
     with stage("match", stages):
         proposals = propose(opened.features, query, RADIUS, model.settings.matching)
-    with stage("rank", stages):  # matches once more
-        ranked = model.rank(model.shortlist(opened, query, [seeded], RADIUS), RADIUS)
+    with stage("look", stages):  # matches once more
+        shortlist = model.shortlist(opened, query, [seeded], RADIUS)
+    with stage("alone", stages):
+        model.rank(shortlist, RADIUS)
+    with stage("together", stages):  # as beside two other tomograms
+        ranked = model.rank(shortlist, RADIUS, company=[shortlist, shortlist])
     with stage("refine", stages):
         model.finer(ranked, wanted, RADIUS)
     if len(proposals) < wanted:  # a small tomogram: let proposals lie closer to each other
