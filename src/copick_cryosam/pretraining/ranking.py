@@ -73,11 +73,16 @@ def shortlists(
 
 
 def rank(
-    model: CryoSAM, tomograms: Sequence[Tomogram], query: Query, seeded: Sequence[Seeded], radius_vox: float
+    model: CryoSAM,
+    tomograms: Sequence[Tomogram],
+    query: Query,
+    seeded: Sequence[Seeded],
+    radius_vox: float,
+    wanted: slice = slice(None),
 ) -> list[Ranked]:
-    """Propose, look again and calibrate in tomograms that are searched together."""
+    """Propose, look again and calibrate in tomograms that are searched together; `wanted` ones are given."""
     found = []
-    for shortlist, company in shortlists(model, tomograms, query, seeded, radius_vox):
+    for shortlist, company in shortlists(model, tomograms, query, seeded, radius_vox)[wanted]:
         ranked = model.rank(shortlist, radius_vox, company=company)
         found.append(
             Ranked(

@@ -196,7 +196,8 @@ def _search(data: DataSet, model: CryoSAM, shots: int, *, tested: bool) -> list[
     """Proposals of each kind from the same points, in the searched tomograms or in those with points."""
     seen = data.volumes if tested else data.volumes[:LEARNED]
     opened = [model.open(volume, None, 8.0, polarity="light", voxel_spacing=10.0) for volume in seen]
-    found: list[list[Ranked]] = [[] for _ in opened]
+    wanted = slice(LEARNED if tested else 0, None)
+    found: list[list[Ranked]] = [[] for _ in opened[wanted]]
     for kind, shape in enumerate(data.shapes):
         seeded = []
         for t in range(LEARNED):
@@ -206,12 +207,12 @@ def _search(data: DataSet, model: CryoSAM, shots: int, *, tested: bool) -> list[
                     seeded.append(model.seed(opened[t], VoxelPoints(mine), shape.radius))
                 except SeedError:
                     continue
-        ranked = [NOTHING for _ in opened]
+        ranked = [NOTHING for _ in found]
         if seeded:
-            ranked = rank(model, opened, model.query(seeded), seeded, shape.radius)
+            ranked = rank(model, opened, model.query(seeded), seeded, shape.radius, wanted)
         for each, one in zip(found, ranked, strict=True):
             each.append(one)
-    return found[LEARNED:] if tested else found
+    return found
 
 
 def _with_pseudo(data: DataSet, tomograms: Sequence[TrainingTomogram], shots: int) -> list[TrainingTomogram]:
