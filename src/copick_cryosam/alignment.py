@@ -177,6 +177,11 @@ Member = tuple[Candidates, int, NDArray[np.float64], NDArray[np.float64]]
 """A particle as it is averaged: candidates, index, rotation and shift in voxels."""
 
 
+def posed(boxes: Candidates, which: NDArray[np.int64], aligned: Aligned) -> list[Member]:
+    """Some candidates of one tomogram as they are averaged, where all of them are aligned."""
+    return [(boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in which]
+
+
 class Aligner:
     """Correlates particles of one size.
 

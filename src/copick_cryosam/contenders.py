@@ -52,7 +52,7 @@ class Contenders:
         return np.union1d(np.argsort(-self.centre, kind="stable")[:LIKELY], surest[:SUREST])
 
     def only_likely(self) -> Contenders:
-        """What another tomogram's candidates compete with: a small part of all, to be kept in memory."""
+        """Those that take part where another tomogram is searched."""
         some = self.likely
         return Contenders(
             boxes=self.boxes.only(some),

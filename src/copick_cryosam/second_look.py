@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from copick_cryosam.alignment import Aligned, Aligner, Candidates, Member, Template
+from copick_cryosam.alignment import Aligned, Aligner, Candidates, Member, Template, posed
 from copick_cryosam.classification import Shared, share_out
 from copick_cryosam.contenders import Contenders, Crowd
 from copick_cryosam.evidence import Surfaces, first_evidence, second_evidence, surfaces
@@ -226,7 +226,7 @@ def look_again(
     order = np.argsort(-sure, kind="stable")[:AVERAGED]
     members = order[sure[order] >= SURE]
     seeds = reference.members()
-    poses = [(boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in members]
+    poses = posed(boxes, members, aligned)
     template = aligner.averaged([*seeds, *poses]) if poses else reference.template
     again = aligner.align(template, boxes) if poses else aligned
     without = {}
@@ -277,8 +277,7 @@ def refine_poses(aligner: Aligner, look: Look, which: NDArray[np.int64]) -> Alig
         aligned = aligned.put(one, aligner.refine(others, look.boxes.only(one), aligned.only(one)))
     template = look.template
     if len(look.members):
-        poses = [(look.boxes, int(i), aligned.rotations[i], aligned.shifts[i]) for i in look.members]
-        template = aligner.averaged([*look.seeds, *poses])
+        template = aligner.averaged([*look.seeds, *posed(look.boxes, look.members, aligned)])
     rest = np.setdiff1d(which, look.members)
     return aligned.put(rest, aligner.refine(template, look.boxes.only(rest), aligned.only(rest)))
 

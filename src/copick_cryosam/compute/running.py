@@ -155,9 +155,15 @@ class _Work:
         )
 
     def in_search_order(self) -> list[str]:
+        """Runs that are to be searched."""
+        return self._opened_first(self.pending)
+
+    def _opened_first(self, runs: Sequence[str]) -> list[str]:
         """The run whose tomogram is still open comes first, so that it is not encoded twice."""
-        opened = None if self._opened is None else self._opened.run
-        return sorted(self.pending, key=lambda run: run != opened)
+        return sorted(runs, key=lambda run: not self._is_open(run))
+
+    def _is_open(self, run: str) -> bool:
+        return self._opened is not None and self._opened.run == run
 
     def read_seeds(self) -> _Target:
         """Segment and pool the seeds and negatives of all runs into one query (eq. 4).
@@ -239,11 +245,8 @@ class _Work:
         if self.model.rankers is None or wanted < 2 or len(self.runs) < 2:
             return
         order = sorted(self.runs, key=lambda run: (run not in self.seeds.positive, run))
-        # what is open is not encoded twice
-        opened = None if self._opened is None else self._opened.run
-        order = [*sorted(order[:wanted], key=lambda run: run != opened), *order[wanted:]]
         found: dict[str, Shortlist] = {}
-        for run in order:
+        for run in [*self._opened_first(order[:wanted]), *order[wanted:]]:
             if len(found) == wanted:
                 break
             if run in target.failures:
@@ -257,6 +260,10 @@ class _Work:
                 logger.info("run %s keeps others no company: %s", run, self._failed(run, error))
             self.seconds[run] = self.seconds.get(run, 0.0) + time.perf_counter() - began
         self.company = dict(sorted(found.items()))
+
+    def _company_of(self, run: str) -> dict[str, Shortlist]:
+        """Shortlists of others that may keep a run company, of which `CryoSAM.rank` asks the first."""
+        return {other: one for other, one in self.company.items() if other != run and one.look is not None}
 
     def search(self, run: str, target: _Target) -> Outcome:
         """Search one run and write its results."""
@@ -301,7 +308,7 @@ class _Work:
             shortlist,
             target.seeded,
             radius_vox,
-            company=[one for other, one in self.company.items() if other != run],
+            company=list(self._company_of(run).values()),
             progress=self.listener.progress,
             known=None if seeds is None else grid.to_voxels(seeds),
             boxes=self.averages.boxes,
@@ -315,7 +322,7 @@ class _Work:
         """A run's candidates, the tomogram they are in, and its grid."""
         volume = self._tomogram(run)
         roi = None if self.job.roi is None else self.project.roi(run, self.job.roi, volume.grid)
-        if self._opened is None or self._opened.run != run:
+        if not self._is_open(run):
             # a name for the one that is open would keep it alive beside the next
             self._open(run, volume, None, target.polarity)
         opened = self._opened
@@ -332,7 +339,7 @@ class _Work:
 
     def _volume(self, run: str, polarity: str) -> tuple[NDArray[np.float32], Grid]:
         """A run's tomogram as it is searched, without its features, which are no longer needed."""
-        if self._opened is not None and self._opened.run == run:
+        if self._opened is not None and self._is_open(run):
             opened, self._opened = self._opened, None
             return opened.tomogram.volume, opened.grid
         self._opened = None
@@ -397,7 +404,7 @@ class _Work:
                 "threshold": threshold,
                 "proposals": len(found.proposals),
                 "decodes": found.decodes,
-                "company": [other for other in self.company if other != run][: self.settings.alignment.company],
+                "company": list(self._company_of(run))[: self.settings.alignment.company],
                 "unused_seed_runs": sorted(target.failures),
                 "seed_diagnosis": recorded(target.diagnosis, target.voxel_spacing),
             },

@@ -29,7 +29,7 @@ from copick_cryosam.errors import SeedError
 from copick_cryosam.findings import Ranked, Tomogram
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.measure_orientations import Rotations, orientation_errors, self_symmetries
-from copick_cryosam.pretraining.ranking import shortlists
+from copick_cryosam.pretraining.ranking import search
 from copick_cryosam.pretraining.score_averages import AverageScore, Pick, density_in_pose, score_averages
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen, crop_truth
@@ -152,9 +152,10 @@ def measure_kind(
     query = model.query([seeded])
     picks: list[Pick] = []
     model.seconds, model.refined = 0.0, 0
-    together = shortlists(model, opened, query, [seeded], shape.radius)
-    for index, (tomogram, (shortlist, company), truth) in enumerate(zip(opened, together, truths, strict=True)):
-        found = model.finish(tomogram.volume, shortlist, [seeded], shape.radius, company=company).instances
+    # one at a time: the model keeps what it ranked last
+    searched = search(model, opened, query, [seeded], shape.radius)
+    for index, (result, truth) in enumerate(zip(searched, truths, strict=True)):
+        found = result.instances
         points = [tuple(point) for point in model.ranked.proposals.points.zyx]
         places = dict(zip(points, model.ranked.poses, strict=False))
         hits = match(centroids(found).zyx, truth, shape.radius)

@@ -6,13 +6,13 @@ their masks. All that measuring asks of the pipeline's inside passes through her
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from copick_cryosam.errors import SeedError
-from copick_cryosam.findings import Seeded, Shortlist, Tomogram
+from copick_cryosam.findings import Found, Seeded, Shortlist, Tomogram
 from copick_cryosam.matching import Query
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.types import FloatArray, Instance, VoxelPoints
@@ -70,6 +70,15 @@ def shortlists(
     """Of every tomogram, with those of all others, which keep it company."""
     made = [model.shortlist(one, query, seeded, radius_vox) for one in tomograms]
     return [(one, [other for other in made if other is not one]) for one in made]
+
+
+def search(
+    model: CryoSAM, tomograms: Sequence[Tomogram], query: Query, seeded: Sequence[Seeded], radius_vox: float
+) -> Iterator[Found]:
+    """What users get of tomograms that are searched together, one after the other."""
+    together = shortlists(model, tomograms, query, seeded, radius_vox)
+    for tomogram, (shortlist, company) in zip(tomograms, together, strict=True):
+        yield model.finish(tomogram.volume, shortlist, seeded, radius_vox, company=company)
 
 
 def rank(

@@ -32,7 +32,7 @@ from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.fresh_families import fresh_shapes
 from copick_cryosam.pretraining.imaging import Imaging
 from copick_cryosam.pretraining.pool import FAMILIES_OF, HELD_OUT_FAMILIES, HELD_OUT_MAPS, training_maps
-from copick_cryosam.pretraining.ranking import shortlists
+from copick_cryosam.pretraining.ranking import search
 from copick_cryosam.pretraining.shapes import Shape, random_shape, read_shape
 from copick_cryosam.pretraining.simulate import Scene, Specimen, centres_inside, crop_truth, simulate
 from copick_cryosam.types import AngstromPoints, Grid, Instance, VoxelPoints, centroids
@@ -192,11 +192,7 @@ def score_kind(
             opened, truths, seed, shape.radius
         )
     query = model.query([seeded])
-    together = shortlists(model, opened, query, [seeded], shape.radius)
-    found = [
-        model.finish(one.volume, shortlist, [seeded], shape.radius, company=company)
-        for one, (shortlist, company) in zip(opened, together, strict=True)
-    ]
+    found = list(search(model, opened, query, [seeded], shape.radius))
     picks = [
         _scores(centroids(f.instances), _rank(f), t, seed, shape.radius, i)
         for i, (f, t) in enumerate(zip(found, truths, strict=True))
