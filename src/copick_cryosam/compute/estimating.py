@@ -27,6 +27,8 @@ _BF16_GAIN = {"embednet": 2.8, "promptnet": 1.7}
 _READ_SECONDS = 0.1e-6
 _LOOK_SECONDS = 20e-3
 """One CPU core, per candidate of the second look."""
+_COMPANY_SECONDS = 54e-3
+"""One CPU core in fp32, per likely candidate of another tomogram that competes; in bf16 a third of that."""
 _WALKS = 6
 """Walks of one proposal: up and down three axes; each prompts at most `extent` object radii of planes."""
 
@@ -50,7 +52,7 @@ _Views = list[tuple[int, int]]
 
 
 def estimate(
-    grid: Grid, radius_vox: float, settings: Settings, models: Mapping[str, NamedModel]
+    grid: Grid, radius_vox: float, settings: Settings, models: Mapping[str, NamedModel], *, others: int = 0
 ) -> tuple[float, float] | None:
     """Bytes, and seconds on one CPU core, for one tomogram; None where a model's size is not known.
 
@@ -58,6 +60,7 @@ def estimate(
     ----------
     radius_vox : of the object, voxels
     models : see `named_models`
+    others : tomograms of the job beside this one, which may keep it company
     """
     if not all(model.known for model in models.values()):
         return None
@@ -83,8 +86,16 @@ def estimate(
     proposals = min(settings.matching.max_proposals, max(1.0, voxels / (2 * max(radius_vox, 1.0)) ** 3))
     if settings.looks_again:
         seconds += min(settings.alignment.candidates, proposals) * _LOOK_SECONDS
+        seconds += min(settings.alignment.company, others) * _competing(proposals) * _COMPANY_SECONDS
     decodes = proposals * _WALKS * settings.segmenter.extent * max(radius_vox, 1.0)
     return memory, seconds + decodes * _seconds(_DECODE_SECONDS, settings.segmenter)
+
+
+def _competing(proposals: float) -> float:
+    """How many candidates of another tomogram compete, at most."""
+    from copick_cryosam.contenders import LIKELY, SUREST
+
+    return min(LIKELY + SUREST, proposals)
 
 
 def _seconds(each: Mapping[str, float], settings: EncoderSettings | SegmenterSettings) -> float:

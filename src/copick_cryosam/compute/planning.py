@@ -118,7 +118,8 @@ def plan(job: Job, settings: Settings) -> Plan:
         except CryosamError as error:
             planned.append(PlannedRun(run=run, state=state.value, pending=pending, error=error))
             continue
-        memory, seconds = estimate(grid, radius / grid.voxel_spacing, settings, models) or (None, None)
+        needed = estimate(grid, radius / grid.voxel_spacing, settings, models, others=len(runs) - 1)
+        memory, seconds = needed or (None, None)
         planned.append(
             PlannedRun(run=run, state=state.value, pending=pending, grid=grid, memory=memory, seconds=seconds)
         )
