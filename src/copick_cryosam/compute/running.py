@@ -13,17 +13,16 @@ import numpy as np
 
 from copick_cryosam.compute.averages import Averages
 from copick_cryosam.compute.diagnosing import recorded, remarks
-from copick_cryosam.compute.embeddings import TomogramEmbeddings
 from copick_cryosam.compute.faults import detached, naming
 from copick_cryosam.compute.outcomes import Listener, Outcome, Search, Summary
 from copick_cryosam.compute.request import asked_for, is_stale
 from copick_cryosam.compute.seeds import agreed, inside
+from copick_cryosam.compute.tomograms import Tomograms
 from copick_cryosam.config import Settings
-from copick_cryosam.errors import CryosamError, InputError
+from copick_cryosam.errors import CryosamError
 from copick_cryosam.io.features import check_encoder
-from copick_cryosam.io.job import Job, same_spacing
+from copick_cryosam.io.job import Job
 from copick_cryosam.io.project import open_project
-from copick_cryosam.io.volume import TomogramVolume
 from copick_cryosam.io.writing import OutputState, Writer
 from copick_cryosam.types import Grid, VoxelPoints
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from copick_cryosam.diagnosis import SeedDiagnosis
-    from copick_cryosam.findings import Found, Seeded, Shortlist, Tomogram
+    from copick_cryosam.findings import Found, Seeded, Shortlist
     from copick_cryosam.matching import Query
     from copick_cryosam.pipeline import CryoSAM
 
@@ -90,15 +89,6 @@ class _Target:
     failures: dict[str, CryosamError]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Opened:
-    """A run's tomogram, encoded."""
-
-    run: str
-    tomogram: Tomogram
-    grid: Grid
-
-
 class _Work:
     """A job with its project open and its models loaded."""
 
@@ -125,8 +115,6 @@ class _Work:
                 self.writer.clean(run)
         self.seconds: dict[str, float] = {}
         self.company: dict[str, Shortlist] = {}
-        self._spacing: tuple[str, float] | None = None
-        self._opened: _Opened | None = None
 
     def load(self) -> None:
         """Load the models; not before it is known that something is to do."""
@@ -136,6 +124,7 @@ class _Work:
         self.models = {"encoder": self.model.encoder.signature, "segmenter": self.model.segmenter.signature}
         if self.model.rankers is not None:
             self.models["ranker"] = self.model.rankers.signature
+        self.tomograms = Tomograms(self.job, self.project, self.model, self.radius, self.listener.progress)
 
     def skipped(self, run: str) -> Outcome:
         """The outcome of a run that was finished before."""
@@ -156,14 +145,7 @@ class _Work:
 
     def in_search_order(self) -> list[str]:
         """Runs that are to be searched."""
-        return self._opened_first(self.pending)
-
-    def _opened_first(self, runs: Sequence[str]) -> list[str]:
-        """The run whose tomogram is still open comes first, so that it is not encoded twice."""
-        return sorted(runs, key=lambda run: not self._is_open(run))
-
-    def _is_open(self, run: str) -> bool:
-        return self._opened is not None and self._opened.run == run
+        return self.tomograms.open_first(self.pending)
 
     def read_seeds(self) -> _Target:
         """Segment and pool the seeds and negatives of all runs into one query (eq. 4).
@@ -201,13 +183,12 @@ class _Work:
         if self.seeds.negative and not negatives:
             raise next(iter(failures.values()))
         query = self.model.query(list(seeded.values()), list(negatives.values()))
-        assert self._spacing is not None
         target = _Target(
             query=query,
             seeded=list(seeded.values()),
             polarity=decided,
             diagnosis=self.model.diagnose(seeded),
-            voxel_spacing=self._spacing[1],
+            voxel_spacing=self.tomograms.voxel_spacing,
             failures=failures,
         )
         for remark in remarks(target.diagnosis, target.voxel_spacing):
@@ -222,10 +203,10 @@ class _Work:
         found, against = {}, {}
         try:
             with naming(run, self.settings):
-                volume = self._tomogram(run)
+                volume = self.tomograms.unread(run)
                 points = None if positive is None else inside(positive, volume.grid, run, "seeds")
                 others = None if negative is None else inside(negative, volume.grid, run, "negatives")
-                opened = self._open(run, volume, points, polarity)
+                opened = self.tomograms.open(run, volume, points, polarity)
                 spacing = volume.grid.voxel_spacing
                 if points is not None:
                     found[run] = self.model.seed(opened.tomogram, points, self.radius / spacing)
@@ -236,7 +217,7 @@ class _Work:
                     )
         finally:
             self.seconds[run] = time.perf_counter() - began
-        self._spacing = self._spacing or (run, spacing)
+        self.tomograms.hold_to(run, spacing)
         return opened.tomogram.polarity, found, against
 
     def find_company(self, target: _Target) -> None:
@@ -246,7 +227,7 @@ class _Work:
             return
         order = sorted(self.runs, key=lambda run: (run not in self.seeds.positive, run))
         found: dict[str, Shortlist] = {}
-        for run in [*self._opened_first(order[:wanted]), *order[wanted:]]:
+        for run in [*self.tomograms.open_first(order[:wanted]), *order[wanted:]]:
             if len(found) == wanted:
                 break
             if run in target.failures:
@@ -276,7 +257,7 @@ class _Work:
         except CryosamError as error:
             return Outcome(run=run, state="failed", error=self._failed(run, error), seconds=time.perf_counter() - began)
         finally:
-            self._opened = None
+            self.tomograms.close()
         seeds = self.seeds.positive.get(run)
         return Outcome(
             run=run,
@@ -296,11 +277,11 @@ class _Work:
     def _find(self, run: str, target: _Target) -> tuple[Found, Grid]:
         if run in self.company:
             shortlist = self.company[run]
-            volume, grid = self._volume(run, target.polarity)
+            volume, grid = self.tomograms.without_features(run, target.polarity)
         else:
             shortlist, volume, grid = self._shortlist(run, target)
             # the features have told all they know
-            self._opened = None
+            self.tomograms.close()
         radius_vox = self.radius / grid.voxel_spacing
         seeds = self.seeds.positive.get(run)
         found = self.model.finish(
@@ -315,18 +296,14 @@ class _Work:
         )
         self.averages.add(found.particles, grid.voxel_spacing, radius_vox)
         # Painting the labels needs memory of its own.
-        self._opened = None
+        self.tomograms.close()
         return found, grid
 
     def _shortlist(self, run: str, target: _Target) -> tuple[Shortlist, NDArray[np.float32], Grid]:
         """A run's candidates, the tomogram they are in, and its grid."""
-        volume = self._tomogram(run)
+        volume = self.tomograms.unread(run)
         roi = None if self.job.roi is None else self.project.roi(run, self.job.roi, volume.grid)
-        if not self._is_open(run):
-            # a name for the one that is open would keep it alive beside the next
-            self._open(run, volume, None, target.polarity)
-        opened = self._opened
-        assert opened is not None
+        opened = self.tomograms.opened(run, volume, target.polarity)
         shortlist = self.model.shortlist(
             opened.tomogram,
             target.query,
@@ -336,61 +313,6 @@ class _Work:
             progress=self.listener.progress,
         )
         return shortlist, opened.tomogram.volume, opened.grid
-
-    def _volume(self, run: str, polarity: str) -> tuple[NDArray[np.float32], Grid]:
-        """A run's tomogram as it is searched, without its features, which are no longer needed."""
-        if self._opened is not None and self._is_open(run):
-            opened, self._opened = self._opened, None
-            return opened.tomogram.volume, opened.grid
-        self._opened = None
-        volume = self._tomogram(run)
-        data = volume.read(lambda done, total: self.listener.progress("read", done, total))
-        return self.model.prepare(data, self.radius / volume.grid.voxel_spacing, polarity), volume.grid
-
-    def _tomogram(self, run: str) -> TomogramVolume:
-        """The run's tomogram, unread.
-
-        Raises
-        ------
-        InputError
-            Its voxel spacing is not that of the seeds: masks would not compare in size.
-        """
-        volume = self.project.tomogram(run, self.job.tomogram)
-        spacing = volume.grid.voxel_spacing
-        if self._spacing is not None and not same_spacing(spacing, self._spacing[1]):
-            first, expected = self._spacing
-            raise InputError(
-                f"run {run}: expected the voxel spacing {expected} of run {first}, found {spacing}",
-                hint=f"Give the spacing with -t {self.job.tomogram.tomo_type}@{expected}",
-            )
-        return volume
-
-    def _open(self, run: str, volume: TomogramVolume, seeds: VoxelPoints | None, polarity: str | None) -> _Opened:
-        self._opened = None
-        data = volume.read(lambda done, total: self.listener.progress("read", done, total))
-        spacing = volume.grid.voxel_spacing
-        tomogram = self.model.open(
-            data,
-            seeds,
-            self.radius / spacing,
-            polarity=polarity,
-            voxel_spacing=spacing,
-            progress=self.listener.progress,
-            stored=TomogramEmbeddings(
-                self.project,
-                run,
-                self.job.tomogram,
-                data,
-                volume.grid,
-                self.model.encoder,
-                self.model.device,
-                reuse=self.job.reuse_embeddings,
-                keep=self.job.keep_embeddings,
-                progress=self.listener.progress,
-            ),
-        )
-        self._opened = _Opened(run=run, tomogram=tomogram, grid=volume.grid)
-        return self._opened
 
     def _parameters(self, run: str, found: Found, target: _Target) -> dict[str, Any]:
         threshold = found.threshold if math.isfinite(found.threshold) else None
@@ -412,5 +334,5 @@ class _Work:
 
     def _failed(self, run: str, error: CryosamError) -> CryosamError:
         logger.debug("run %s failed", run, exc_info=error)
-        self._opened = None
+        self.tomograms.close()
         return detached(error)
