@@ -76,13 +76,10 @@ class Shared:
     seeds : the class of the seeds
     fits : correlation of all candidates of the tomogram that is searched with each class, that of the seeds first;
         NaN where there is no such class; members to the half that they are not in; shape (1 + GROUPS, N)
-    seed_fits : the same of the seeds, which are members of their class; NaN, too, where that is the seed alone;
-        shape (1 + GROUPS, S)
     """
 
     seeds: Class
     fits: FloatArray
-    seed_fits: FloatArray
 
 
 def share_out(aligner: Aligner, crowd: Crowd, seeds: Sequence[Member], template: Template) -> Shared:
@@ -113,11 +110,7 @@ def share_out(aligner: Aligner, crowd: Crowd, seeds: Sequence[Member], template:
         found = [judge(aligner, one, crowd, asked) for one in classes]
         own = [0, *(k for k in range(1, len(classes)) if apart(ours, found[0], classes[k], found[k]) >= APART)]
         classes, found = [classes[k] for k in own], [found[k] for k in own]
-    return Shared(
-        seeds=classes[0],
-        fits=_fits([one.score[crowd.searched] for one in found]),
-        seed_fits=_fits(judge_seeds(aligner, classes)),
-    )
+    return Shared(seeds=classes[0], fits=_fits([one.score[crowd.searched] for one in found]))
 
 
 def dense_groups(
@@ -157,23 +150,6 @@ def judge(aligner: Aligner, one: Class, crowd: Crowd, asked: NDArray[np.int64]) 
         some = one.half_of(half)
         found = found.put(some, crowd.align(aligner, turned, some))
     return found
-
-
-def judge_seeds(aligner: Aligner, classes: Sequence[Class]) -> list[FloatArray]:
-    """How the seeds fit each class, their own first: what a particle is like that is known to be one.
-
-    Returns
-    -------
-    Of each class, correlations of shape (S,); those with their own NaN where it is the seed alone.
-    """
-    ours = classes[0]
-    halves = ours.halves or ()
-    turned = aligner.turn([*(one.template for one in classes[1:]), *halves])
-    rivals, own = turned[: len(classes) - 1], turned[len(classes) - 1 :]
-    boxes = [seed_boxes.only(i) for seed_boxes, i, _, _ in ours.seeds]
-    to_own = [aligner.align_turned(own[1 - k % 2], box).score[0] if own else np.nan for k, box in enumerate(boxes)]
-    to_rivals = [[aligner.align_turned(rival, box).score[0] for box in boxes] for rival in rivals]
-    return [np.array(to_own), *(np.array(scores) for scores in to_rivals)]
 
 
 def apart(seeds: Class, to_seeds: Aligned, other: Class, to_other: Aligned) -> float:

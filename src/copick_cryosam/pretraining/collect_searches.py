@@ -18,7 +18,7 @@ from copick_cryosam.findings import Tomogram
 from copick_cryosam.matching import propose
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.pool import Sample
-from copick_cryosam.pretraining.searches import MOST_SEEDS, Search
+from copick_cryosam.pretraining.searches import Search
 from copick_cryosam.second_look import Look, Rank, choose, compete, look_again, look_at_seeds, reference_of
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints, centroids
 from copick_cryosam.wedge import estimate_wedge
@@ -105,7 +105,6 @@ def collect(
                     first=look.first,
                     correlation=look.aligned.score,
                     fits=shared.fits.T,
-                    seed_fits=padded(shared.seed_fits),
                     parts=look.parts,
                     seed_parts=look.seed_parts,
                     counts=np.bincount(context, minlength=len(proposals)),
@@ -117,12 +116,6 @@ def collect(
                 )
             )
     return searches
-
-
-def padded(seed_fits: FloatArray) -> FloatArray:
-    """Fits of the seeds as `Search` keeps them."""
-    missing = MOST_SEEDS - seed_fits.shape[1]
-    return np.pad(seed_fits, ((0, 0), (0, missing)), constant_values=np.nan)
 
 
 def _dense(tomogram: Tomogram) -> DenseFeatures:

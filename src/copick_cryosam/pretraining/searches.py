@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 from copick_cryosam.evidence import second_evidence, third_evidence
 from copick_cryosam.types import FloatArray
 
-MOST_SEEDS = 5
-"""Seeds that a search starts from, at most."""
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Search:
@@ -31,7 +28,6 @@ class Search:
     first : of `evidence.first_evidence`, shape (N, F)
     correlation : rotational correlation with the average, shape (N,)
     fits : of `classification.Shared`, shape (N, 1 + GROUPS)
-    seed_fits : the same of the first `MOST_SEEDS` seeds, NaN where there are fewer, shape (1 + GROUPS, MOST_SEEDS)
     members : particles in the class of the seeds
     parts, seed_parts : features of the candidates, shape (N, P), and of the seeds, shape (P,)
     counts : how often each candidate counts among all, shape (N,); see `second_look.choose`
@@ -45,7 +41,6 @@ class Search:
     first: FloatArray
     correlation: FloatArray
     fits: FloatArray
-    seed_fits: FloatArray
     parts: NDArray[np.float32]
     seed_parts: NDArray[np.float32]
     counts: NDArray[np.int64]
@@ -68,7 +63,7 @@ class Search:
 
 
 _ROWS = ("first", "correlation", "fits", "parts", "counts", "truth", "lesson")
-_NUMBERS = ("seed_parts", "seed_fits", "averaged", "members", "seeds")
+_NUMBERS = ("seed_parts", "averaged", "members", "seeds")
 
 
 def save_searches(path: Path, searches: Sequence[Search]) -> None:
@@ -103,7 +98,6 @@ def read_searches(folder: Path) -> list[Search]:
                     sample=path.stem,
                     **of_this,
                     seed_parts=numbers["seed_parts"][i].astype(np.float32),
-                    seed_fits=numbers["seed_fits"][i],
                     averaged=int(numbers["averaged"][i]),
                     members=int(numbers["members"][i]),
                     seeds=int(numbers["seeds"][i]),
