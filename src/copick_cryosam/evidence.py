@@ -2,9 +2,8 @@
 
 The similarity of CryoSAM (eq. 6) is one column; others say how the candidate's middle, wall and surroundings
 compare with the seeds', whether it looks like the other good candidates or rather like others (`neighbourhood`), how
-well it can be turned into the seeds (`alignment`), how it fares where classes compete for it (`classification`), and
-how all of that lies among the candidates of the same tomogram.
-`ranker` makes a probability of it.
+well it can be turned into the seeds (`alignment`), and how all of that lies among the candidates of the same tomogram.
+`ranker` makes a probability of it; how a candidate fares where classes compete for it comes after (`class_evidence`).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ REGIONS = (0.4, 0.75, 1.05, 1.45)
 _DIRECTIONS = 32
 _PARTED = 3
 """Of the `REGIONS`, those that belong to the particle; the surroundings hold others."""
-_LEAST = 1e-6
+LEAST = 1e-6
 """Probabilities nearer to 0 and 1 are taken for this near."""
 _MANY = 250
 """More candidates than training saw in a tomogram count as so many."""
@@ -125,7 +124,7 @@ def first_evidence(
     similarity = fisher_z(proposals.score)
     cosines = np.einsum("nrc,rc->nr", found.features, seed.features[0])
     columns = [
-        *_among(similarity, context),
+        *among(similarity, context),
         similarity - float(fisher_z(seed_scores).mean()),
         fisher_z(proposals.similarity),
         np.log(found.centre + 1e-3),
@@ -135,7 +134,7 @@ def first_evidence(
         *found.density.T,
         *(found.density - seed.density).T,
         *_company(found, similarity).T,
-        *_among(correlation, context),
+        *among(correlation, context),
         *np.broadcast_to(
             [[math.log(radius_vox)], [math.log(min(len(context), _MANY))], [math.log(len(seeds.centre))]],
             (3, len(proposals)),
@@ -168,10 +167,10 @@ def second_evidence(
     return np.column_stack(
         [
             first,
-            *_among(correlation, context),
+            *among(correlation, context),
             gain**2,
             np.full(len(first), math.log(members)),
-            *_among(discriminant(parts, seed, sure, context), context),
+            *among(discriminant(parts, seed, sure, context), context),
             neighbourhood(parts, seed, sure, context),
             _how_many(sure, context),
             log_odds(sure),
@@ -179,54 +178,9 @@ def second_evidence(
     )
 
 
-def third_evidence(
-    first: FloatArray, probable: FloatArray, fits: FloatArray, members: int, context: NDArray[np.int64]
-) -> FloatArray:
-    """Columns known after the candidates were shared out among classes, shape (N, 11).
-
-    Few, since most of what there is to know is in what the second net says.
-
-    Parameters
-    ----------
-    first : of `first_evidence`
-    probable : probability of each candidate after the second comparison, shape (N,)
-    fits : of `classification.Shared`, shape (C, N)
-    members : particles in the class of the seeds
-    context : as of `first_evidence`
-    """
-    ahead = margin(fits)
-    value, _, standing, _ = _among(ahead, context)
-    weight = np.maximum(probable, _LEAST) / np.maximum(probable, _LEAST).sum()
-    usual = float(weight @ ahead)
-    spread = math.sqrt(float(weight @ (ahead - usual) ** 2))
-    constant = [usual, spread, math.log(members), math.log(1 + len(_rivals(fits)))]
-    return np.column_stack(
-        [
-            log_odds(probable),
-            value,
-            standing,
-            ahead - usual,
-            np.broadcast_to(constant, (len(first), len(constant))),
-            # of the object, the tomogram and the seeds
-            first[:, -3:],
-        ]
-    )
-
-
-def margin(fits: FloatArray) -> FloatArray:
-    """How much better candidates fit the class of the seeds than the best other, (C, N) -> (N,); 0 without another."""
-    rivals = _rivals(fits)
-    return fits[0] - rivals.max(axis=0) if len(rivals) else np.zeros(fits.shape[1])
-
-
-def _rivals(fits: FloatArray) -> FloatArray:
-    """Fits with the classes beside that of the seeds that there are."""
-    return np.asarray(fits[1:][np.isfinite(fits[1:]).all(axis=1)])
-
-
 def log_odds(probability: FloatArray) -> FloatArray:
     """Logarithm of p / (1 - p), kept finite."""
-    believed = np.clip(probability, _LEAST, 1 - _LEAST)
+    believed = np.clip(probability, LEAST, 1 - LEAST)
     return np.asarray(np.log(believed / (1 - believed)))
 
 
@@ -237,7 +191,7 @@ def _how_many(probability: FloatArray, context: NDArray[np.int64]) -> FloatArray
     return np.broadcast_to(logarithms, (len(probability), 2))
 
 
-def _among(values: FloatArray, context: NDArray[np.int64]) -> Sequence[FloatArray]:
+def among(values: FloatArray, context: NDArray[np.int64]) -> Sequence[FloatArray]:
     """Values as they are, and where they lie among the candidates of the tomogram."""
     middle = float(np.median(values[context]))
     spread = float(np.median(np.abs(values[context] - middle))) * 1.4826 + 0.01

@@ -20,13 +20,13 @@ from copick_cryosam import instances as selection
 from copick_cryosam.alignment import Aligned, Aligner
 from copick_cryosam.averaging import cut_particles
 from copick_cryosam.calibration import calibrate, stop_at
+from copick_cryosam.class_evidence import third_evidence
 from copick_cryosam.config import Device, Settings, override, preset
 from copick_cryosam.contrast import brighten, check, decide_polarity, standardise
 from copick_cryosam.devices import resolve_device
 from copick_cryosam.diagnosis import SeedDiagnosis, diagnose, surroundings_of
 from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.errors import InputError, SeedError
-from copick_cryosam.evidence import third_evidence
 from copick_cryosam.features import DenseFeatures, EmbeddingStore
 from copick_cryosam.findings import Found, Ranked, Seeded, Shortlist, Tomogram
 from copick_cryosam.matching import Query, merge_queries, nearest_within, propose, scores_near, whiten_dense

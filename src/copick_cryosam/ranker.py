@@ -19,8 +19,8 @@ from copick_cryosam.types import FloatArray
 HIDDEN = (48, 24)
 MEMBERS = 5
 """Nets whose logits are averaged."""
-FIRST, SECOND, THIRD = 36, 53, 11
-"""Columns of `first_evidence`, `second_evidence` and `third_evidence`."""
+FIRST, SECOND, THIRD = 36, 53, 22
+"""Columns of `evidence.first_evidence`, `evidence.second_evidence` and `class_evidence.third_evidence`."""
 Which = Literal["first", "second", "third"]
 _CLIP = 4.0
 """Standard deviations; what training never saw is not extrapolated."""

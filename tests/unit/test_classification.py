@@ -11,6 +11,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from copick_cryosam.alignment import Aligned, Aligner
+from copick_cryosam.class_evidence import margin
 from copick_cryosam.classification import (
     DENSE,
     GROUPS,
@@ -23,7 +24,6 @@ from copick_cryosam.classification import (
 )
 from copick_cryosam.config import AlignmentSettings
 from copick_cryosam.contenders import Contenders, Crowd
-from copick_cryosam.evidence import margin
 from copick_cryosam.pretraining.shapes import random_shape
 from copick_cryosam.types import VoxelPoints
 from copick_cryosam.unit_vectors import to_unit

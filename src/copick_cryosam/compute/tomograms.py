@@ -42,9 +42,7 @@ class Tomograms:
     radius : of the object, Å
     """
 
-    def __init__(
-        self, job: Job, project: Project, model: CryoSAM, radius: float, progress: Progress
-    ) -> None:
+    def __init__(self, job: Job, project: Project, model: CryoSAM, radius: float, progress: Progress) -> None:
         self.job, self.project, self.model, self.radius, self.progress = job, project, model, radius, progress
         self._first: tuple[str, float] | None = None
         self._opened: OpenTomogram | None = None

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.evidence import second_evidence, third_evidence
+from copick_cryosam.class_evidence import third_evidence
+from copick_cryosam.evidence import second_evidence
 from copick_cryosam.types import FloatArray
 
 
@@ -57,7 +58,7 @@ class Search:
         return second_evidence(self.first, self.correlation, parts, seed, sure, self.averaged, context)
 
     def third(self, probable: FloatArray) -> FloatArray:
-        """Evidence of the third net, shape (N, 11), where the second one says `probable`, shape (N,)."""
+        """Evidence of the third net, shape (N, 22), where the second one says `probable`, shape (N,)."""
         context = np.repeat(np.arange(len(self.counts)), self.counts)
         return third_evidence(self.first, probable, self.fits.T, self.members, context)
 

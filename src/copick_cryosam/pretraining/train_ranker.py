@@ -53,8 +53,8 @@ class Training:
     """
 
     seed: int = 0
-    weight_decay: float = 0.5
-    steps: int = 3000
+    weight_decay: float = 0.1
+    steps: int = 8000
 
 
 def unseen(evidence: Sequence[FloatArray], searches: Sequence[Search], how: Training) -> list[FloatArray]:

@@ -7,8 +7,9 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
+from copick_cryosam.class_evidence import third_evidence
 from copick_cryosam.classification import GROUPS
-from copick_cryosam.evidence import second_evidence, third_evidence
+from copick_cryosam.evidence import second_evidence
 from copick_cryosam.pretraining.searches import Search, read_searches, save_searches
 from copick_cryosam.ranker import FIRST, SECOND, THIRD
 
