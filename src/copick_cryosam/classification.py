@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.alignment import Aligned, Aligner, Member, Template
+from copick_cryosam.aligned import Aligned, Member, Template
+from copick_cryosam.alignment import Aligner
 from copick_cryosam.contenders import Crowd
 from copick_cryosam.evidence import log_odds
 from copick_cryosam.types import FloatArray

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.alignment import Aligned, Aligner, Candidates, Member, Turned
+from copick_cryosam.aligned import Aligned, Candidates, Member, Turned
+from copick_cryosam.alignment import Aligner
 from copick_cryosam.types import FloatArray
 
 LIKELY = 100

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from copick_cryosam import instances as selection
-from copick_cryosam.alignment import Aligned, Aligner
+from copick_cryosam.aligned import Aligned
+from copick_cryosam.alignment import Aligner
 from copick_cryosam.averaging import cut_particles
 from copick_cryosam.calibration import calibrate, stop_at
 from copick_cryosam.class_evidence import third_evidence

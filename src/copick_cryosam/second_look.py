@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from copick_cryosam.alignment import Aligned, Aligner, Candidates, Member, Template, posed
+from copick_cryosam.aligned import Aligned, Candidates, Member, Template, posed
+from copick_cryosam.alignment import Aligner
 from copick_cryosam.classification import Shared, share_out
 from copick_cryosam.contenders import Contenders, Crowd
 from copick_cryosam.evidence import Surfaces, first_evidence, second_evidence, surfaces

@@ -10,7 +10,8 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from copick_cryosam.alignment import Aligned, Aligner
+from copick_cryosam.aligned import Aligned
+from copick_cryosam.alignment import Aligner
 from copick_cryosam.class_evidence import margin
 from copick_cryosam.classification import (
     DENSE,

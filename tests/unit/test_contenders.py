@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copick_cryosam.alignment import Aligned, Aligner, Candidates
+from copick_cryosam.aligned import Aligned, Candidates
+from copick_cryosam.alignment import Aligner
 from copick_cryosam.config import AlignmentSettings
 from copick_cryosam.contenders import LIKELY, SUREST, Contenders, Crowd
 from copick_cryosam.types import VoxelPoints
