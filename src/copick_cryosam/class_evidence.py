@@ -8,13 +8,12 @@ told by its company: it lies where the particles do, or where those do that anot
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copick_cryosam.evidence import LEAST, among, log_odds
+from copick_cryosam.evidence import LEAST, among, everywhere, log_odds
 from copick_cryosam.fisher import fisher_z
 from copick_cryosam.types import FloatArray
 
@@ -39,9 +38,10 @@ def third_evidence(
     """
     believed = np.maximum(probable, LEAST)
     weight = believed / believed.sum()
-    rivals = _rivals(fits)
+    on_scale = fisher_z(fits)
+    ours, rivals = on_scale[0], _rivals(on_scale)
     plain = _Ahead.of(margin(fits), weight, context)
-    scaled = _Ahead.of(margin(fisher_z(fits)), weight, context)
+    scaled = _Ahead.of(margin(on_scale), weight, context)
     constant = [plain.usual, plain.spread, math.log(members), math.log(1 + len(rivals))]
     return np.column_stack(
         [
@@ -49,15 +49,15 @@ def third_evidence(
             plain.values,
             plain.standing,
             plain.values - plain.usual,
-            _everywhere(constant, len(first)),
+            everywhere(constant, len(first)),
             # of the object, the tomogram and the seeds
             first[:, -3:],
             scaled.values,
             scaled.values - scaled.usual,
             scaled.standing,
-            _everywhere([scaled.usual, scaled.spread], len(first)),
-            _levels(fisher_z(fits[0]), fisher_z(rivals), weight),
-            _sides(fisher_z(fits[0]), fisher_z(rivals), weight),
+            everywhere([scaled.usual, scaled.spread], len(first)),
+            _levels(ours, rivals, weight),
+            _sides(ours, rivals, weight),
         ]
     )
 
@@ -139,8 +139,3 @@ def _sides(ours: FloatArray, rivals: FloatArray, weight: FloatArray) -> FloatArr
             sides[here, 1] = particles - theirs
             sides[here, 2] = math.log1p(here.sum())
     return sides
-
-
-def _everywhere(numbers: Sequence[float], count: int) -> FloatArray:
-    """The same numbers for every candidate."""
-    return np.broadcast_to(numbers, (count, len(numbers)))

@@ -135,10 +135,9 @@ def first_evidence(
         *(found.density - seed.density).T,
         *_company(found, similarity).T,
         *among(correlation, context),
-        *np.broadcast_to(
-            [[math.log(radius_vox)], [math.log(min(len(context), _MANY))], [math.log(len(seeds.centre))]],
-            (3, len(proposals)),
-        ),
+        *everywhere(
+            [math.log(radius_vox), math.log(min(len(context), _MANY)), math.log(len(seeds.centre))], len(proposals)
+        ).T,
     ]
     return np.stack(columns, axis=1)
 
@@ -188,7 +187,12 @@ def _how_many(probability: FloatArray, context: NDArray[np.int64]) -> FloatArray
     """How many of a tomogram's candidates are believed to be particles, as a share and as a number; shape (N, 2)."""
     believed = probability[context]
     logarithms = [math.log(float(believed.mean()) + 1e-3), math.log(float(believed.sum()) + 0.1)]
-    return np.broadcast_to(logarithms, (len(probability), 2))
+    return everywhere(logarithms, len(probability))
+
+
+def everywhere(numbers: Sequence[float], count: int) -> FloatArray:
+    """The same numbers for each of `count` candidates, shape (count, M)."""
+    return np.broadcast_to(numbers, (count, len(numbers)))
 
 
 def among(values: FloatArray, context: NDArray[np.int64]) -> Sequence[FloatArray]:

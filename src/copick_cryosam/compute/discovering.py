@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -258,7 +259,7 @@ class _Work:
         with naming(run, self.settings):
             volume = self._tomogram(run)
             spacing = volume.grid.voxel_spacing
-            data = volume.read(lambda done, total: self.listener.progress("read", done, total))
+            data = volume.read(partial(self.listener.progress, "read"))
             opened = model.open(
                 data, None, 10.0, polarity=polarity, voxel_spacing=spacing, progress=self.listener.progress
             )

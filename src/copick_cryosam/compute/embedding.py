@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 from copick_cryosam.compute.embeddings import TomogramEmbeddings
 from copick_cryosam.compute.faults import detached, naming
@@ -19,7 +17,6 @@ from copick_cryosam.errors import CryosamError, InputError
 from copick_cryosam.io.features import KeptEmbeddings, check_encoder
 from copick_cryosam.io.job import Job, PicksUri, TomogramUri
 from copick_cryosam.io.project import Project, open_project
-from copick_cryosam.io.volume import TomogramVolume
 from copick_cryosam.types import Grid
 
 if TYPE_CHECKING:
@@ -163,7 +160,9 @@ def _polarity(
                 volume = project.tomogram(run, job.tomogram)
                 spacing = volume.grid.voxel_spacing
                 voxels = inside(points, volume.grid, run, "seeds")
-                found[run] = model.polarity(_read(volume, listener), voxels, radius / spacing, voxel_spacing=spacing)
+                found[run] = model.polarity(
+                    volume.read(partial(listener.progress, "read")), voxels, radius / spacing, voxel_spacing=spacing
+                )
         except CryosamError as error:
             failures[run] = detached(error)
     if not found:
@@ -174,7 +173,7 @@ def _polarity(
 def _embed(job: EmbedJob, project: Project, run: str, model: CryoSAM, polarity: str, listener: Listener) -> bool:
     """Whether the embeddings were there already."""
     volume = project.tomogram(run, job.tomogram)
-    data = _read(volume, listener)
+    data = volume.read(partial(listener.progress, "read"))
     stored = TomogramEmbeddings(
         project,
         run,
@@ -193,7 +192,3 @@ def _embed(job: EmbedJob, project: Project, run: str, model: CryoSAM, polarity: 
         data, None, _ANY_RADIUS, polarity=polarity, voxel_spacing=spacing, progress=listener.progress, stored=stored
     )
     return stored.reused
-
-
-def _read(volume: TomogramVolume, listener: Listener) -> NDArray[np.float32]:
-    return volume.read(lambda done, total: listener.progress("read", done, total))

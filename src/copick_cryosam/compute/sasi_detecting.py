@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -176,7 +177,7 @@ class _Work:
         try:
             with naming(run, self.settings):
                 volume = self.tomogram(run)
-                data = volume.read(lambda done, total: self.listener.progress("read", done, total))
+                data = volume.read(partial(self.listener.progress, "read"))
                 found = self.sasi.detect(data, voxel_spacing=volume.grid.voxel_spacing, progress=self.listener.progress)
                 del data
                 picks = self._write(run, found, volume.grid)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -220,7 +221,7 @@ class _Work:
         began = time.perf_counter()
         with naming(one.name, self.settings):
             volume = self.project.tomogram(one.name, self.job.tomogram)
-            data = volume.read(lambda done, total: self.listener.progress("read", done, total))
+            data = volume.read(partial(self.listener.progress, "read"))
             prepared = replace(one, volume=standardise(data))
         self.listener.run_ended(Outcome(run=one.name, state="done", seconds=time.perf_counter() - began))
         return prepared

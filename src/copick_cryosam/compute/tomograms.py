@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from copick_cryosam.compute.embeddings import TomogramEmbeddings
@@ -103,7 +104,7 @@ class Tomograms:
         seeds : that the polarity is read off, where it is None
         """
         self.close()
-        data = volume.read(lambda done, total: self.progress("read", done, total))
+        data = volume.read(partial(self.progress, "read"))
         spacing = volume.grid.voxel_spacing
         tomogram = self.model.open(
             data,
@@ -136,5 +137,5 @@ class Tomograms:
             return volume, grid
         self.close()
         found = self.unread(run)
-        data = found.read(lambda done, total: self.progress("read", done, total))
+        data = found.read(partial(self.progress, "read"))
         return self.model.prepare(data, self.radius / found.grid.voxel_spacing, polarity), found.grid
