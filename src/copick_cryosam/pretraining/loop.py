@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths
+from copick_cryosam.weights import float_weights
 
 CHECKPOINT_EVERY = 200
 """Steps between two checkpoints."""
@@ -33,7 +34,9 @@ def options(description: str | None, steps: int) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint.pt and curve.csv")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--init", type=Path, default=None, help="checkpoint whose averaged weights are the start")
+    parser.add_argument(
+        "--init", type=Path, default=None, help="checkpoint whose averaged weights are the start, or shipped weights"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bf16", action="store_true")
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace, net: nn.Module, loss_of: Loss, columns: S
     """
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.init is not None:
-        net.load_state_dict(torch.load(arguments.init, weights_only=True)["average"])
+        net.load_state_dict(_weights_of(arguments.init))
     average = copy.deepcopy(net)
     optimiser = torch.optim.AdamW(net.parameters(), lr=arguments.rate, weight_decay=1e-4)
     checkpoint = arguments.out / "checkpoint.pt"
@@ -97,6 +100,14 @@ def run(arguments: argparse.Namespace, net: nn.Module, loss_of: Loss, columns: S
             }
             torch.save(state, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
+
+
+def _weights_of(path: Path) -> dict[str, Tensor]:
+    """Averaged weights of a checkpoint, or those of a file as `export` writes it."""
+    if path.suffix == ".safetensors":
+        return float_weights(path.read_bytes())
+    average: dict[str, Tensor] = torch.load(path, weights_only=True)["average"]
+    return average
 
 
 def add_row(curve: Path, row: Sequence[float]) -> None:

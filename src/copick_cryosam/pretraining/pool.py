@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from copick_cryosam.pretraining.altered_families import ALTERED_FAMILIES
 from copick_cryosam.pretraining.imaging import random_imaging
 from copick_cryosam.pretraining.ranking_families import RANKING_FAMILIES
 from copick_cryosam.pretraining.shapes import FAMILIES, Families, Shape, random_shape, read_shape
@@ -69,6 +70,7 @@ def training_maps(folder: Path | None) -> list[Shape]:
 FAMILIES_OF: dict[str, Families] = {
     "usual": {name: draw for name, draw in FAMILIES.items() if name not in HELD_OUT_FAMILIES},
     "wider": WIDER_FAMILIES,
+    "altered": ALTERED_FAMILIES,
     "ranking": RANKING_FAMILIES,
 }
 """Families that a pool may draw from. Nothing that EmbedNet is trained on may hold those of `ranking`."""

@@ -104,8 +104,8 @@ def centre_heat(centres: np.ndarray, radii: np.ndarray, shape: tuple[int, int, i
     return heat
 
 
-def contrastive_loss(embeddings: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Supervised contrastive loss of pooled queries against cells (see the module's head)."""
+def contrastive_loss(embeddings: Tensor, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Supervised contrastive losses of pooled queries (see the module's head): against cells, against each other."""
     queries, query_kind, keys, key_kind, key_owner = [], [], [], [], []
     owner = 0
     for t in range(2):
@@ -135,20 +135,26 @@ def contrastive_loss(embeddings: Tensor, batch: Batch, generator: torch.Generato
                 key_kind += [-1] * count
                 key_owner += [-1] * count
     if not queries:
-        return embeddings.sum() * 0
+        return embeddings.sum() * 0, embeddings.sum() * 0
     query = F.normalize(torch.stack(queries), dim=1)
-    scores = query @ torch.cat(keys).T / TEMPERATURE
     kind_q, kind_k = torch.tensor(query_kind)[:, None], torch.tensor(key_kind)[None]
     own = torch.tensor(key_owner)[None] == torch.arange(len(queries))[:, None]
-    positive = (kind_q == kind_k) & ~own
+    cells = _drawn_together(query @ torch.cat(keys).T, kind_q == kind_k, own)
+    whole = _drawn_together(query @ query.T, kind_q == kind_q.T, torch.eye(len(queries), dtype=torch.bool))
+    return cells, whole
+
+
+def _drawn_together(cosine: Tensor, same: Tensor, own: Tensor) -> Tensor:
+    """Mean negative log share of the keys of a query's kind among all keys; all of shape (queries, keys)."""
     # a particle's own cells are neither: pulling a query to itself teaches nothing about its kind
-    scores = scores.masked_fill(own, -torch.inf)
-    log_share = F.log_softmax(scores, dim=1).masked_fill(own, 0.0)
+    scores = (cosine / TEMPERATURE).masked_fill(own, -torch.inf)
+    positive = same & ~own
     counts = positive.sum(dim=1)
     usable = counts > 0
     if not usable.any():
-        return embeddings.sum() * 0
-    return (-(log_share * positive).sum(dim=1)[usable] / counts[usable]).mean()
+        return cosine.sum() * 0
+    log_share = F.log_softmax(scores[usable], dim=1).masked_fill(own[usable], 0.0)
+    return (-(log_share * positive[usable]).sum(dim=1) / counts[usable]).mean()
 
 
 def map_loss(maps: Tensor, batch: Batch) -> Tensor:
@@ -170,21 +176,26 @@ def train(arguments: argparse.Namespace) -> None:
         generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
         rng = np.random.default_rng([arguments.seed, step, 1])
         batch = prepare(sample, rng, crop_of(sample.volumes.shape[1:]))
-        # in the second half the batch statistics stand still, as they do when the net is used
-        net.train(step < arguments.steps // 2)
+        # at last the batch statistics stand still, as they do when the net is used
+        net.train(step < round(arguments.moving * arguments.steps))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
             embeddings, maps = net(batch.volumes.contiguous(memory_format=torch.channels_last_3d))
-        contrast = contrastive_loss(embeddings.float(), batch, generator)
+        cells, whole = contrastive_loss(embeddings.float(), batch, generator)
         heads = map_loss(maps.float(), batch)
-        return contrast + arguments.heads_weight * heads, (float(contrast.detach()), float(heads.detach()))
+        loss = cells + arguments.whole_weight * whole + arguments.heads_weight * heads
+        return loss, (float(cells.detach()), float(whole.detach()), float(heads.detach()))
 
-    loop.run(arguments, net, loss_of, ("contrastive", "maps"))
+    loop.run(arguments, net, loss_of, ("cells", "particles", "maps"))
 
 
 def main() -> None:
     """Parse the command line and train."""
     parser = loop.options(__doc__, steps=5200)
-    parser.add_argument("--heads-weight", type=float, default=2.0)
+    parser.add_argument("--heads-weight", type=float, default=2.0, help="of foreground and centres in the loss")
+    parser.add_argument("--whole-weight", type=float, default=0.0, help="of particles against particles in the loss")
+    parser.add_argument(
+        "--moving", type=float, default=0.5, help="share of the steps in which batch statistics are still learned"
+    )
     train(parser.parse_args())
 
 

@@ -37,9 +37,13 @@ def load_weights(name: str, net: nn.Module) -> str:
 
     The signature, name and first 12 digits of the SHA-256, identifies what a feature or mask was made with.
     """
+    content = weight_bytes(name)
+    net.load_state_dict(float_weights(content))
+    return f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def float_weights(content: bytes) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file; those of float16 as float32, as nets compute with them."""
     from safetensors.torch import load
 
-    content = weight_bytes(name)
-    state = {key: value.float() if value.dtype == torch.float16 else value for key, value in load(content).items()}
-    net.load_state_dict(state)
-    return f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
+    return {key: value.float() if value.dtype == torch.float16 else value for key, value in load(content).items()}
