@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from copick_cryosam.types import FloatArray
+from copick_cryosam.types import FloatArray, Pose, VoxelPoints
 from copick_cryosam.wedge import Wedge
 
 
@@ -135,6 +135,14 @@ class Aligned:
         some = np.atleast_1d(which)
         score[some], rotations[some], shifts[some] = found.score, found.rotations, found.shifts
         return Aligned(score=score, rotations=rotations, shifts=shifts)
+
+    def poses(self, points: VoxelPoints, order: NDArray[np.int64]) -> list[Pose]:
+        """Of some candidates; `points` are theirs, in the same order."""
+        centres = points.zyx[: len(order)] + self.shifts[order]
+        return [
+            Pose(rotation=self.rotations[i], centre_zyx=(centre[0], centre[1], centre[2]))
+            for i, centre in zip(order, centres, strict=True)
+        ]
 
 
 Member = tuple[Candidates, int, NDArray[np.float64], NDArray[np.float64]]

@@ -17,13 +17,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from copick_cryosam import instances as selection
-from copick_cryosam.aligned import Aligned
 from copick_cryosam.alignment import Aligner
 from copick_cryosam.averaging import cut_particles
 from copick_cryosam.calibration import calibrate, stop_at
 from copick_cryosam.class_evidence import third_evidence
 from copick_cryosam.config import Device, Settings, override, preset
-from copick_cryosam.contrast import brighten, check, decide_polarity, standardise
 from copick_cryosam.devices import resolve_device
 from copick_cryosam.diagnosis import SeedDiagnosis, diagnose, surroundings_of
 from copick_cryosam.encoders import Encoder, load_encoder
@@ -32,6 +30,7 @@ from copick_cryosam.features import DenseFeatures, EmbeddingStore
 from copick_cryosam.findings import Found, Ranked, Seeded, Shortlist, Tomogram
 from copick_cryosam.matching import Query, merge_queries, nearest_within, propose, scores_near, whiten_dense
 from copick_cryosam.polarity import foreground_both_ways
+from copick_cryosam.preparing import prepare
 from copick_cryosam.ranker import Rankers, load_rankers
 from copick_cryosam.second_look import (
     Look,
@@ -46,7 +45,7 @@ from copick_cryosam.second_look import (
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import segment
 from copick_cryosam.segmenters.fusing import CrossPlaneMask
-from copick_cryosam.types import Grid, Instance, Pose, Progress, Proposals, VoxelPoints, centroids
+from copick_cryosam.types import Instance, Pose, Progress, Proposals, VoxelPoints, centroids
 from copick_cryosam.wedge import DEFAULT_WEDGE, wedge_of
 
 
@@ -306,7 +305,7 @@ class CryoSAM:
         return Ranked(
             proposals=ranked,
             calibration=stop_at(ranked.score, ranked.score, least),
-            poses=_poses(ranked.points, look.aligned, order),
+            poses=look.aligned.poses(ranked.points, order),
             look=look,
             order=order,
         )
@@ -317,7 +316,7 @@ class CryoSAM:
             return []
         order = ranked.order[:count]
         aligner = Aligner(radius_vox, self.settings.alignment, self.device)
-        return _poses(ranked.proposals.points, refine_poses(aligner, ranked.look, order), order)
+        return refine_poses(aligner, ranked.look, order).poses(ranked.proposals.points, order)
 
     def search(
         self,
@@ -424,20 +423,8 @@ class CryoSAM:
         polarity: str | None = None,
         voxel_spacing: float | None = None,
     ) -> tuple[NDArray[np.float32], str]:
-        if not (np.isfinite(radius_vox) and 1 <= radius_vox <= 200):
-            raise InputError(
-                f"radius: expected 1 to 200 voxels, found {radius_vox:g}",
-                hint="Check the object's radius (Å in copick, voxels in Python) and the voxel spacing",
-            )
-        check(volume)
-        prepared = standardise(volume)
-        if polarity is None:
-            if seeds is None:
-                raise ValueError("polarity: expected seeds or a decision, found neither")
-            _check_seeds(seeds, prepared.shape)
-            recognised = partial(foreground_both_ways, prepared, seeds, radius_vox, self.encoder, voxel_spacing)
-            polarity = decide_polarity(prepared, seeds, radius_vox, self.settings.polarity, recognised)
-        return brighten(prepared, "dark" if polarity == "dark" else "light"), polarity
+        recognise = partial(foreground_both_ways, encoder=self.encoder, voxel_spacing=voxel_spacing)
+        return prepare(volume, seeds, radius_vox, polarity, self.settings.polarity, recognise)
 
     def _segment(
         self,
@@ -451,28 +438,6 @@ class CryoSAM:
         tell = None if progress is None else (lambda done, total: progress("segment", done, total))
         on_device = torch.from_numpy(volume).to(self.device)
         return segment(on_device, points, radius_vox, self.segmenter, self.settings.segmenter, tell, sure=sure)
-
-
-def _check_seeds(seeds: VoxelPoints, shape: tuple[int, ...]) -> None:
-    if len(seeds) == 0:
-        raise SeedError("seeds: expected at least one, found none", hint="Give the position of one particle")
-    z, y, x = shape
-    inside = Grid((z, y, x), 1.0).contains(seeds)
-    if not inside.all():
-        first = seeds.zyx[int(np.argmin(inside))]
-        raise SeedError(
-            f"seeds: expected voxels (z, y, x) inside {tuple(shape)}, found {int((~inside).sum())} outside, "
-            f"the first at ({first[0]:.0f}, {first[1]:.0f}, {first[2]:.0f})",
-            hint="Check the axis order (z, y, x in voxels; x, y, z in Å) and the voxel spacing",
-        )
-
-
-def _poses(points: VoxelPoints, aligned: Aligned, order: NDArray[np.int64]) -> list[Pose]:
-    centres = points.zyx[: len(order)] + aligned.shifts[order]
-    return [
-        Pose(rotation=aligned.rotations[i], centre_zyx=(centre[0], centre[1], centre[2]))
-        for i, centre in zip(order, centres, strict=True)
-    ]
 
 
 @contextmanager

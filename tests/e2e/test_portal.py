@@ -17,7 +17,8 @@ import pytest
 from copick_cryosam.errors import InputError, NotFoundError, OutputError
 from copick_cryosam.io.job import Job, TomogramUri
 from copick_cryosam.io.project import open_project
-from copick_cryosam.io.writing import OutputState, Writer
+from copick_cryosam.io.record import OutputState
+from copick_cryosam.io.writing import Writer
 from copick_cryosam.types import Grid, Instance
 
 BUCKET = "cryoet-data-portal-public"

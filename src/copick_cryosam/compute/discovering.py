@@ -20,8 +20,8 @@ from copick_cryosam.config import Settings, override
 from copick_cryosam.errors import CryosamError, InputError, NotFoundError, OutputError
 from copick_cryosam.io.discover_job import REST, DiscoverJob
 from copick_cryosam.io.project import ParticleObject, Project, open_project
+from copick_cryosam.io.record import OutputState
 from copick_cryosam.io.volume import TomogramVolume
-from copick_cryosam.io.writing import OutputState
 from copick_cryosam.io.writing_sets import PicksSet, SetsWriter
 from copick_cryosam.types import AngstromPoints, Grid
 

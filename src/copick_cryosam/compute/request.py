@@ -10,8 +10,9 @@ from copick_cryosam.config import Settings
 from copick_cryosam.io.discover_job import DiscoverJob
 from copick_cryosam.io.job import Job
 from copick_cryosam.io.project import Seeds
+from copick_cryosam.io.record import OutputState
 from copick_cryosam.io.sasi_job import DetectionJob
-from copick_cryosam.io.writing import OutputState, Writer
+from copick_cryosam.io.writing import Writer
 from copick_cryosam.types import AngstromPoints
 
 __all__ = ["asked_for", "is_stale", "state_of"]

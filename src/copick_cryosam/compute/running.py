@@ -23,7 +23,8 @@ from copick_cryosam.errors import CryosamError
 from copick_cryosam.io.features import check_encoder
 from copick_cryosam.io.job import Job
 from copick_cryosam.io.project import open_project
-from copick_cryosam.io.writing import OutputState, Writer
+from copick_cryosam.io.record import OutputState
+from copick_cryosam.io.writing import Writer
 from copick_cryosam.types import Grid, VoxelPoints
 
 if TYPE_CHECKING:

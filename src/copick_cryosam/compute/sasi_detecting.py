@@ -17,9 +17,9 @@ from copick_cryosam.compute.request import state_of
 from copick_cryosam.config import Device, override
 from copick_cryosam.errors import CryosamError, NotFoundError
 from copick_cryosam.io.project import open_project
+from copick_cryosam.io.record import OutputState
 from copick_cryosam.io.sasi_job import DetectionJob
 from copick_cryosam.io.volume import TomogramVolume
-from copick_cryosam.io.writing import OutputState
 from copick_cryosam.io.writing_detections import DetectionsWriter
 from copick_cryosam.io.writing_sets import PicksSet
 from copick_cryosam.types import Grid, centroids

@@ -11,9 +11,7 @@ unless overwriting was asked for. Record and marker lie in the overlay, in
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -23,33 +21,12 @@ from copick_cryosam.errors import OutputError
 from copick_cryosam.io.discover_job import DiscoverJob
 from copick_cryosam.io.job import Job, SegmentationUri, same_spacing
 from copick_cryosam.io.project import Project
+from copick_cryosam.io.record import OutputState, is_known, is_of, outputs_of, record_of
 from copick_cryosam.io.sasi_job import DetectionJob
 from copick_cryosam.io.storage import delete_file, read_json, reason, storage_errors, try_writing, write_json
 from copick_cryosam.types import AngstromPoints, Grid, Instance, centroids, paint
-from copick_cryosam.versions import versions
-
-__all__ = ["OutputState", "Writer", "outputs_of"]
 
 FOLDER = "CryoSAM"
-RECORD_FORMAT = 1
-
-_PACKAGES = ("copick-cryosam", "copick", "copick-utils", "numpy", "scipy", "torch", "zarr")
-
-
-class OutputState(Enum):
-    """What is there of a run's results."""
-
-    ABSENT = "absent"
-    INTERRUPTED = "interrupted"
-    """A killed run left a part; it is started again."""
-    FINISHED = "finished"
-    STALE = "stale"
-    """Finished, with other parameters than those asked for now."""
-
-    @property
-    def done(self) -> bool:
-        """Whether the run can be skipped."""
-        return self in (OutputState.FINISHED, OutputState.STALE)
 
 
 class Writer:
@@ -117,7 +94,7 @@ class Writer:
             )
         # The record is removed before anything it stands for, so it is true even beside a marker.
         if record is not None and self._complete(run, record):
-            same = record.get("parameters_sha256") == _digest(self._parameters(parameters))
+            same = is_of(record, self._parameters(parameters))
             return OutputState.FINISHED if same else OutputState.STALE
         return OutputState.INTERRUPTED if record is not None or marker is not None else OutputState.ABSENT
 
@@ -280,18 +257,7 @@ class Writer:
         grid: Grid,
         parameters: Mapping[str, Any],
     ) -> None:
-        everything = self._parameters(parameters)
-        content = {
-            "format": RECORD_FORMAT,
-            "run": run,
-            "outputs": list(outputs),
-            "sha256": dict(digests),
-            "counts": {"picks": picks},
-            "grid": {"shape_zyx": list(grid.shape_zyx), "voxel_spacing": grid.voxel_spacing},
-            "parameters": everything,
-            "parameters_sha256": _digest(everything),
-            "versions": {name: found or "not installed" for name, found in versions(_PACKAGES).items()},
-        }
+        content = record_of(run, outputs, digests, picks, grid, self._parameters(parameters))
         write_json(self.project.run(run).fs_overlay, self._path(run, "record"), content)
 
     def _parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -376,7 +342,7 @@ class Writer:
                 return {"outputs": []}
         except storage_errors() as error:
             raise self._failed(run, error) from None
-        if which == "record" and content is not None and content.get("format") != RECORD_FORMAT:
+        if which == "record" and content is not None and not is_known(content):
             return None
         return content
 
@@ -398,13 +364,3 @@ def transformations(instances: Sequence[Instance]) -> NDArray[np.float64] | None
     matrices = np.tile(np.eye(4), (len(poses), 1, 1))
     matrices[:, :3, :3] = [pose.rotation_xyz for pose in poses]
     return matrices
-
-
-def outputs_of(content: Mapping[str, Any] | None) -> list[str]:
-    """Names of the outputs in a record or marker."""
-    names = [] if content is None else content.get("outputs", [])
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _digest(parameters: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(parameters, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -20,7 +20,8 @@ from scipy.spatial.transform import Rotation
 from copick_cryosam.errors import NotFoundError, OutputError
 from copick_cryosam.io.job import Job
 from copick_cryosam.io.project import open_project
-from copick_cryosam.io.writing import OutputState, Writer
+from copick_cryosam.io.record import OutputState
+from copick_cryosam.io.writing import Writer
 from copick_cryosam.types import Grid, Instance, Pose, paint
 
 GRID = Grid((20, 33, 47), 10.0)
