@@ -355,8 +355,13 @@ class CryoSAM:
         boxes : how many of the surest picks to cut out for an average
         """
         seconds: dict[str, float] = {}
+        looked = 0 if shortlist.look is None else len(shortlist.proposals)
+        if progress is not None and looked:
+            progress("compete", 0, looked)
         with _timed(seconds, "match"):
             ranked = self.rank(shortlist, radius_vox, company=company, known=known)
+        if progress is not None and looked:
+            progress("compete", looked, looked)
         seconds["match"] += shortlist.seconds
         proposals, calibration = ranked.proposals, ranked.calibration
         kept = proposals[: calibration.kept][: self.settings.matching.max_proposals]

@@ -38,6 +38,7 @@ _STAGES = {
     "encode": "blocks or planes encoded",
     "load": "planes of embeddings read",
     "second look": "candidates turned",
+    "compete": "candidates compared with averages",
     "segment": "walks segmented",
     "windows": "windows searched",
     "train": "steps",
