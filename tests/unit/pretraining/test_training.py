@@ -129,7 +129,7 @@ def test_a_training_can_start_from_averaged_weights(name, pool, tmp_path):
 
 def test_a_training_can_start_from_weights_as_they_ship(pool, tmp_path):
     train_embednet.train(arguments(pool, tmp_path / "first", steps=1))
-    export(tmp_path / "first" / "checkpoint.pt", tmp_path / "net.safetensors")
+    export([tmp_path / "first" / "checkpoint.pt"], tmp_path / "net.safetensors")
     further = arguments(pool, tmp_path / "further", steps=1)
     further.init, further.rate = tmp_path / "net.safetensors", 0.0
     train_embednet.train(further)
@@ -160,7 +160,7 @@ def test_a_finished_training_changes_nothing_when_started_again(name, pool, tmp_
 @pytest.mark.parametrize(("name", "net"), [("embednet", EmbedNet), ("promptnet", PromptNet)])
 def test_a_checkpoint_is_exported_as_the_package_loads_it(name, net, pool, tmp_path):
     TRAININGS[name].train(arguments(pool, tmp_path, steps=1))
-    export(tmp_path / "checkpoint.pt", tmp_path / "net.safetensors")
+    export([tmp_path / "checkpoint.pt"], tmp_path / "net.safetensors")
     stored = load_file(tmp_path / "net.safetensors")
     average = checkpoint(tmp_path)["average"]
     assert stored.keys() == average.keys()
@@ -169,6 +169,16 @@ def test_a_checkpoint_is_exported_as_the_package_loads_it(name, net, pool, tmp_p
         torch.testing.assert_close(value.float(), average[key].float(), rtol=1e-3, atol=1e-6)
     loaded = {key: value.float() if value.dtype == torch.float16 else value for key, value in stored.items()}
     net().load_state_dict(loaded)
+
+
+def test_checkpoints_are_averaged(tmp_path):
+    for value in (1.0, 4.0):
+        state = {"weight": torch.full((2, 3), value), "count": torch.tensor(int(value))}
+        torch.save({"average": state}, tmp_path / f"{value:.0f}.pt")
+    export([tmp_path / "1.pt", tmp_path / "4.pt"], tmp_path / "net.safetensors")
+    stored = load_file(tmp_path / "net.safetensors")
+    assert torch.equal(stored["weight"], torch.full((2, 3), 2.5, dtype=torch.float16))
+    assert stored["count"] == 1
 
 
 @pytest.mark.parametrize("name", sorted(TRAININGS))
