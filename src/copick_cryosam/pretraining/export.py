@@ -3,7 +3,7 @@
 python -m copick_cryosam.pretraining.export embednet runs/embednet/checkpoint.pt
 
 Several checkpoints of trainings that went on from the same weights are averaged: they lie in one basin, and their mean
-is better than each (model soups, Wortsman et al., ICML 2022, arXiv:2203.05482).
+is often better than each (model soups, Wortsman et al., ICML 2022, arXiv:2203.05482).
 """
 
 from __future__ import annotations
