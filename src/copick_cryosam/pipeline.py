@@ -29,7 +29,6 @@ from copick_cryosam.errors import InputError, SeedError
 from copick_cryosam.features import DenseFeatures, EmbeddingStore
 from copick_cryosam.findings import Found, Ranked, Seeded, Shortlist, Tomogram
 from copick_cryosam.matching import Query, merge_queries, nearest_within, propose, scores_near, whiten_dense
-from copick_cryosam.polarity import foreground_both_ways
 from copick_cryosam.preparing import prepare
 from copick_cryosam.ranker import Rankers, load_rankers
 from copick_cryosam.second_look import (
@@ -253,11 +252,8 @@ class CryoSAM:
             searched = tomogram.volume.size if roi is None else int(roi.sum())
             chosen, context = choose(len(proposals), searched, radius_vox, self.settings.alignment.candidates)
             proposals = proposals[chosen]
-            if progress is not None:
-                progress("second look", 0, len(proposals))
-            look = self._look_again(tomogram, proposals, context, looks, radius_vox)
-            if progress is not None:
-                progress("second look", len(proposals), len(proposals))
+            with _told(progress, "second look", len(proposals)):
+                look = self._look_again(tomogram, proposals, context, looks, radius_vox)
         return Shortlist(
             proposals=proposals,
             context=context,
@@ -356,12 +352,8 @@ class CryoSAM:
         """
         seconds: dict[str, float] = {}
         looked = 0 if shortlist.look is None else len(shortlist.proposals)
-        if progress is not None and looked:
-            progress("compete", 0, looked)
-        with _timed(seconds, "match"):
+        with _timed(seconds, "match"), _told(progress, "compete", looked):
             ranked = self.rank(shortlist, radius_vox, company=company, known=known)
-        if progress is not None and looked:
-            progress("compete", looked, looked)
         seconds["match"] += shortlist.seconds
         proposals, calibration = ranked.proposals, ranked.calibration
         kept = proposals[: calibration.kept][: self.settings.matching.max_proposals]
@@ -428,8 +420,7 @@ class CryoSAM:
         polarity: str | None = None,
         voxel_spacing: float | None = None,
     ) -> tuple[NDArray[np.float32], str]:
-        recognise = partial(foreground_both_ways, encoder=self.encoder, voxel_spacing=voxel_spacing)
-        return prepare(volume, seeds, radius_vox, polarity, self.settings.polarity, recognise)
+        return prepare(volume, seeds, radius_vox, polarity, self.settings.polarity, self.encoder, voxel_spacing)
 
     def _segment(
         self,
@@ -450,3 +441,14 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - began
+
+
+@contextmanager
+def _told(progress: Progress | None, stage: str, total: int) -> Iterator[None]:
+    """Announce what is done as a whole before and after it; nothing where there is nothing to do."""
+    tell = progress if total else None
+    if tell is not None:
+        tell(stage, 0, total)
+    yield
+    if tell is not None:
+        tell(stage, total, total)

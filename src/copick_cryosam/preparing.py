@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -10,11 +9,10 @@ from numpy.typing import NDArray
 
 from copick_cryosam.config import Polarity
 from copick_cryosam.contrast import brighten, check, decide_polarity, standardise
+from copick_cryosam.encoders import Encoder
 from copick_cryosam.errors import InputError, SeedError
+from copick_cryosam.polarity import foreground_both_ways
 from copick_cryosam.types import Grid, VoxelPoints
-
-Recognise = Callable[[NDArray[np.float32], VoxelPoints, float], tuple[float, float] | None]
-"""How much an encoder takes seeds for particles, seen bright and seen dark: see `polarity.foreground_both_ways`."""
 
 
 def prepare(
@@ -23,7 +21,8 @@ def prepare(
     radius_vox: float,
     polarity: str | None,
     asked: Polarity,
-    recognise: Recognise,
+    encoder: Encoder,
+    voxel_spacing: float | None = None,
 ) -> tuple[NDArray[np.float32], str]:
     """Standardise a tomogram and turn its particles bright.
 
@@ -33,6 +32,7 @@ def prepare(
     seeds : voxels, from which the polarity is decided; None where `polarity` is known
     polarity : how particles look, dark or light, as decided in another tomogram; None: decided here
     asked : what the settings say of it
+    encoder, voxel_spacing : see `polarity.foreground_both_ways`
 
     Returns
     -------
@@ -54,7 +54,7 @@ def prepare(
         if seeds is None:
             raise ValueError("polarity: expected seeds or a decision, found neither")
         _check_seeds(seeds, prepared.shape)
-        recognised = partial(recognise, prepared, seeds, radius_vox)
+        recognised = partial(foreground_both_ways, prepared, seeds, radius_vox, encoder, voxel_spacing)
         polarity = decide_polarity(prepared, seeds, radius_vox, asked, recognised)
     return brighten(prepared, "dark" if polarity == "dark" else "light"), polarity
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
@@ -32,18 +32,13 @@ class OutputState(Enum):
 
 
 def record_of(
-    run: str,
-    outputs: Sequence[str],
-    digests: Mapping[str, str],
-    picks: int,
-    grid: Grid,
-    parameters: Mapping[str, Any],
+    run: str, digests: Mapping[str, str], picks: int, grid: Grid, parameters: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A record, JSON types.
 
     Parameters
     ----------
-    digests : SHA-256 of each output, by its name
+    digests : SHA-256 of each output, by its name, in the order of the outputs
     picks : how many there are
     grid : of the tomogram
     parameters : everything that decided the result
@@ -51,7 +46,7 @@ def record_of(
     return {
         "format": _FORMAT,
         "run": run,
-        "outputs": list(outputs),
+        "outputs": list(digests),
         "sha256": dict(digests),
         "counts": {"picks": picks},
         "grid": {"shape_zyx": list(grid.shape_zyx), "voxel_spacing": grid.voxel_spacing},

@@ -210,7 +210,7 @@ class Writer:
             write_json(fs, self._path(run, "marker"), {"outputs": sorted({*writing, *before})})
             self._remove(run, before, keep_marker=True)
             digests = {name: write() for name, write in writing.items()}
-            self._write_record(run, list(writing), digests, picks, grid, parameters)
+            self._write_record(run, record_of(run, digests, picks, grid, self._parameters(parameters)))
             complete = True
         finally:
             if not complete:
@@ -248,16 +248,7 @@ class Writer:
             raise OSError(reason(error.__cause__ or error)) from None
         return hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()
 
-    def _write_record(
-        self,
-        run: str,
-        outputs: Sequence[str],
-        digests: Mapping[str, str],
-        picks: int,
-        grid: Grid,
-        parameters: Mapping[str, Any],
-    ) -> None:
-        content = record_of(run, outputs, digests, picks, grid, self._parameters(parameters))
+    def _write_record(self, run: str, content: dict[str, Any]) -> None:
         write_json(self.project.run(run).fs_overlay, self._path(run, "record"), content)
 
     def _parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from copick_cryosam.pretraining.placing import corners_of, random_direction
+from copick_cryosam.pretraining.placing import copies_around, facing, random_direction
 from copick_cryosam.pretraining.shapes import FAMILIES, Cloud, Families
 from copick_cryosam.pretraining.wider_families import WIDER_FAMILIES
 
@@ -21,7 +21,7 @@ WHOLE: Families = {
 def _drawn(rng: np.random.Generator) -> Cloud:
     points, widths = WHOLE[str(rng.choice(sorted(WHOLE)))](rng)
     points = points - points.mean(axis=0)
-    return points / max(float(np.linalg.norm(points, axis=1).max()), 1e-6), np.broadcast_to(widths, len(points))
+    return points / float(np.linalg.norm(points, axis=1).max()), widths
 
 
 def _cut(rng: np.random.Generator) -> Cloud:
@@ -50,13 +50,10 @@ def _ring(rng: np.random.Generator) -> Cloud:
     size = np.sin(np.pi / fold) * rng.uniform(0.7, 1.2)
     turn = Rotation.random(random_state=rng).as_matrix()
     unit = points @ turn * size + [0, 1, 0]
-    turns = Rotation.from_rotvec(corners_of(fold)[:, None] * [1, 0, 0]).as_matrix()
-    cloud = np.concatenate([unit @ each.T for each in turns])
+    cloud = copies_around(unit, fold)
     if rng.random() < 0.4:
-        upper = cloud + np.array([size * rng.uniform(0.5, 1.1), 0, 0])
-        cloud = np.concatenate([upper, upper * [-1, -1, 1]])
-    copies = len(cloud) // len(points)
-    return cloud, np.tile(widths * size, copies)
+        cloud = facing(cloud, size * rng.uniform(0.5, 1.1))
+    return cloud, np.tile(widths * size, len(cloud) // len(points))
 
 
 ALTERED_FAMILIES: Families = {"cut": _cut, "stretched": _stretched, "ring": _ring}

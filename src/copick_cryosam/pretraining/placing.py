@@ -30,3 +30,18 @@ def walk(rng: np.random.Generator, count: int, step: float) -> NDArray[np.float6
         direction = rng.normal(size=3)
         points.append(points[rng.integers(len(points))] + step * direction / np.linalg.norm(direction))
     return np.array(points)
+
+
+def copies_around(unit: NDArray[np.float64], fold: int) -> NDArray[np.float64]:
+    """A unit, points (N, 3), and its copies turned around the z axis: shape (fold * N, 3), copy by copy."""
+    copies = []
+    for angle in corners_of(fold):
+        c, s = np.cos(angle), np.sin(angle)
+        copies.append(unit @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]).T)
+    return np.concatenate(copies)
+
+
+def facing(layer: NDArray[np.float64], apart: float) -> NDArray[np.float64]:
+    """A layer, points (N, 3), moved up along z, and the same turned over below it: shape (2 N, 3)."""
+    upper = layer + np.array([apart, 0, 0])
+    return np.concatenate([upper, upper * np.array([-1, -1, 1])])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from copick_cryosam.pretraining.placing import around, corners_of, random_direction, walk
+from copick_cryosam.pretraining.placing import around, copies_around, corners_of, facing, random_direction, walk
 
 FloatVolume = NDArray[np.float32]
 
@@ -77,11 +77,6 @@ def finish(name: str, family: str, density: FloatVolume) -> Shape:
     )
 
 
-def _spin(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
-    c, s = np.cos(angle), np.sin(angle)
-    return np.asarray(points @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]).T)
-
-
 Cloud = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Domain centres in units of the particle's radius, and their Gaussian widths in the same unit."""
 
@@ -140,12 +135,9 @@ def _arch(rng: np.random.Generator) -> Cloud:
 def _assembly(rng: np.random.Generator) -> Cloud:
     fold = int(rng.integers(2, 9))
     unit = walk(rng, int(rng.integers(2, 7)), 0.42) * 0.8 + np.array([0, rng.uniform(0.2, 0.9), 0])
-    copies = [_spin(unit, 2 * np.pi * k / fold) for k in range(fold)]
-    cloud = np.concatenate(copies)
-    if rng.random() < 0.5:  # dihedral: a second layer, turned over
-        gap = rng.uniform(0.0, 0.5)
-        upper = cloud + np.array([gap, 0, 0])
-        cloud = np.concatenate([upper, upper * np.array([-1, -1, 1])])
+    cloud = copies_around(unit, fold)
+    if rng.random() < 0.5:  # dihedral
+        cloud = facing(cloud, rng.uniform(0.0, 0.5))
     return cloud, np.full(len(cloud), rng.uniform(0.18, 0.3))
 
 
