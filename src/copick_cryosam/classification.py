@@ -25,7 +25,7 @@ from copick_cryosam.evidence import log_odds
 from copick_cryosam.types import FloatArray
 from copick_cryosam.unit_vectors import to_unit
 
-GROUPS = 8
+GROUPS = 12
 """Classes beside that of the seeds, at most."""
 ROUNDS = 2
 """Times that the candidates are shared out."""
@@ -75,7 +75,7 @@ class Shared:
     Attributes
     ----------
     seeds : the class of the seeds
-    fits : correlation of all candidates of the tomogram that is searched with each class, that of the seeds first;
+    fits : correlation of all candidates of what is searched with each class, that of the seeds first;
         NaN where there is no such class; members to the half that they are not in; shape (1 + GROUPS, N)
     """
 
@@ -88,7 +88,7 @@ def share_out(aligner: Aligner, crowd: Crowd, seeds: Sequence[Member], template:
 
     Parameters
     ----------
-    crowd : of the tomogram that is searched and of others, whose candidates take part in the averages only
+    crowd : of what is searched, and of others
     seeds : as they are averaged
     template : of the seeds alone
     """

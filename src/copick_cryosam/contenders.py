@@ -16,10 +16,14 @@ from copick_cryosam.aligned import Aligned, Candidates, Member, Turned
 from copick_cryosam.alignment import Aligner
 from copick_cryosam.types import FloatArray
 
-LIKELY = 100
-"""Candidates of a tomogram that are shared out: so many that are most likely centres of anything,"""
+CENTRAL = 0.2
+"""Probability of being the centre of anything from which a candidate of a tomogram is shared out,"""
+SURE = 0.05
+"""or of being a particle like the seeds. What is neither would only blur the averages."""
+LEAST, LIKELY = 20, 140
+"""At least and at most so many that are most likely centres,"""
 SUREST = 40
-"""and so many that are most likely particles like the seeds."""
+"""and at most so many that are most likely particles like the seeds."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,9 +52,11 @@ class Contenders:
 
     @property
     def likely(self) -> NDArray[np.int64]:
-        """Those that are shared out, ascending."""
-        surest = np.argsort(-self.sure, kind="stable")
-        return np.union1d(np.argsort(-self.centre, kind="stable")[:LIKELY], surest[:SUREST])
+        """Those that are shared out, ascending; members are among them."""
+        central = min(LIKELY, max(LEAST, int((self.centre >= CENTRAL).sum())))
+        sure = min(SUREST, int((self.sure >= SURE).sum()))
+        best = np.argsort(-self.centre, kind="stable")[:central], np.argsort(-self.sure, kind="stable")[:sure]
+        return np.union1d(np.union1d(*best), self.members).astype(np.int64)
 
     def only_likely(self) -> Contenders:
         """Those that take part where another tomogram is searched."""
@@ -70,10 +76,11 @@ class Crowd:
 
     Parameters
     ----------
-    tomograms : at least one; the first is the one that is searched
+    tomograms : at least one
+    searched : how many of them are searched, the first ones; the others' candidates take part in the averages only
     """
 
-    def __init__(self, tomograms: Sequence[Contenders]) -> None:
+    def __init__(self, tomograms: Sequence[Contenders], searched: int = 1) -> None:
         self.tomograms = tuple(tomograms)
         self._starts = np.cumsum([0, *(len(one) for one in self.tomograms)])
         self.parts = np.concatenate([one.parts for one in self.tomograms])
@@ -81,7 +88,7 @@ class Crowd:
         self.aligned = Aligned.joined([one.aligned for one in self.tomograms])
         self.members = self._counted_on([one.members for one in self.tomograms])
         self.likely = self._counted_on([one.likely for one in self.tomograms])
-        self.searched = np.arange(len(self.tomograms[0]))
+        self.searched = np.arange(self._starts[searched])
 
     def __len__(self) -> int:
         return int(self._starts[-1])

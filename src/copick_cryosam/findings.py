@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from copick_cryosam.averaging import Particles
 from copick_cryosam.calibration import Calibration
+from copick_cryosam.classification import Shared
 from copick_cryosam.diagnosis import SeedEvidence, Surroundings
 from copick_cryosam.features import Features
 from copick_cryosam.second_look import Look, SeedLook
@@ -85,6 +86,8 @@ class Shortlist:
     look : the second look; None without one
     wedge : of the tomogram
     seconds : that it took
+    shared : how the candidates fare among those of the tomograms that keep each other company; None where that is
+        not known yet
     """
 
     proposals: Proposals
@@ -93,6 +96,7 @@ class Shortlist:
     look: Look | None
     wedge: Wedge
     seconds: float
+    shared: Shared | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Self
 
@@ -36,6 +37,7 @@ from copick_cryosam.second_look import (
     SeedLook,
     choose,
     compete,
+    compete_together,
     look_again,
     look_at_seeds,
     reference_of,
@@ -263,6 +265,30 @@ class CryoSAM:
             seconds=time.perf_counter() - began,
         )
 
+    def share(
+        self, shortlists: Sequence[Shortlist], radius_vox: float, *, progress: Progress | None = None
+    ) -> list[Shortlist]:
+        """Let the candidates of tomograms that keep each other company compete, once for all of them.
+
+        What `rank` says of each is what it says with the others for `company`.
+
+        Parameters
+        ----------
+        shortlists : of tomograms with the same voxel spacing, from the same seeds
+        """
+        began = time.perf_counter()
+        looks = [one.look for one in shortlists if one.look is not None]
+        if not looks:
+            return list(shortlists)
+        aligner = Aligner(radius_vox, self.settings.alignment, self.device)
+        with _told(progress, "compete", sum(len(look.boxes) for look in looks)):
+            fares = iter(compete_together(aligner, looks))
+        each = (time.perf_counter() - began) / len(looks)
+        return [
+            one if one.look is None else replace(one, shared=next(fares), seconds=one.seconds + each)
+            for one in shortlists
+        ]
+
     def rank(
         self,
         shortlist: Shortlist,
@@ -276,7 +302,7 @@ class CryoSAM:
         Parameters
         ----------
         company : of other tomograms with the same voxel spacing, from the same seeds; their candidates compete, too.
-            `AlignmentSettings.company` says how many of them are asked, the first ones.
+            `AlignmentSettings.company` says how many of them are asked, the first ones; none after `share`.
         known : the seeds in this tomogram, which are right whatever they look like
         """
         proposals, look = shortlist.proposals, shortlist.look
@@ -285,8 +311,10 @@ class CryoSAM:
             calibration = calibrate(proposals, shortlist.seed_scores, least)
             return Ranked(proposals=proposals, calibration=calibration, poses=[])
         aligner = Aligner(radius_vox, self.settings.alignment, self.device)
-        others = [one.look for one in company if one.look is not None]
-        shared = compete(aligner, look, others[: self.settings.alignment.company])
+        shared = shortlist.shared
+        if shared is None:
+            others = [one.look for one in company if one.look is not None]
+            shared = compete(aligner, look, others[: self.settings.alignment.company])
         probable = self.rankers.probability(look.second, "second")
         evidence = third_evidence(look.first, probable, shared.fits, len(shared.seeds), shortlist.context)
         precision = self.rankers.probability(evidence, "third")
@@ -351,7 +379,7 @@ class CryoSAM:
         boxes : how many of the surest picks to cut out for an average
         """
         seconds: dict[str, float] = {}
-        looked = 0 if shortlist.look is None else len(shortlist.proposals)
+        looked = 0 if shortlist.look is None or shortlist.shared is not None else len(shortlist.proposals)
         with _timed(seconds, "match"), _told(progress, "compete", looked):
             ranked = self.rank(shortlist, radius_vox, company=company, known=known)
         seconds["match"] += shortlist.seconds

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -263,6 +263,14 @@ def compete(aligner: Aligner, look: Look, others: Sequence[Look] = ()) -> Shared
     """
     crowd = Crowd([look.contenders, *(other.contenders.only_likely() for other in others)])
     return share_out(aligner, crowd, look.seeds, look.alone)
+
+
+def compete_together(aligner: Aligner, looks: Sequence[Look]) -> list[Shared]:
+    """What `compete` gives each of several looks, at least one, with all others: a single competition tells of all."""
+    crowd = Crowd([look.contenders for look in looks], searched=len(looks))
+    shared = share_out(aligner, crowd, looks[0].seeds, looks[0].alone)
+    ends = np.cumsum([len(look.boxes) for look in looks])[:-1]
+    return [replace(shared, fits=fits) for fits in np.split(shared.fits, ends, axis=1)]
 
 
 def refine_poses(aligner: Aligner, look: Look, which: NDArray[np.int64]) -> Aligned:

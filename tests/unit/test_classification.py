@@ -206,5 +206,10 @@ def test_together_few_of_each_are_parted_better_than_alone(aligner, boxes):
     assert after[ours].min() > after[theirs].max() + 0.05
     alone = share_out(aligner, Crowd(tomograms[:1]), [seed], template)
     assert len(together.seeds) > len(alone.seeds)
+    every = share_out(aligner, Crowd(tomograms, searched=2), [seed], template).fits
+    np.testing.assert_allclose(every[:, : len(tomograms[0])], together.fits, atol=1e-5)
+    of_second = [np.isin(in_two(boxes, whole)[1], some) for some in (OURS, THEIRS)]
+    ours_there, theirs_there = (margin(every[:, len(tomograms[0]) :])[some] for some in of_second)
+    assert ours_there.min() > theirs_there.max() + 0.05
     apart_by, alone_by = (some[ours].mean() - some[theirs].mean() for some in (after, margin(alone.fits)))
     assert apart_by > alone_by + 0.05

@@ -14,6 +14,7 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
+from copick_cryosam import second_look
 from copick_cryosam.compute import Listener, Outcome, plan, run_job
 from copick_cryosam.compute.faults import naming
 from copick_cryosam.compute.reporting import ReportCollector
@@ -149,8 +150,8 @@ def forget(project: Any, run: str) -> None:
 
 
 def test_candidates_of_other_runs_keep_each_run_company(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded, company = [], []
-    encode, rank = EmbedNetEncoder.encode, CryoSAM.rank
+    encoded, company, competed = [], [], []
+    encode, rank, share_out = EmbedNetEncoder.encode, CryoSAM.rank, second_look.share_out
 
     def encoding(self: EmbedNetEncoder, volume: Any, **given: Any) -> Any:
         encoded.append(volume.shape)
@@ -160,8 +161,13 @@ def test_candidates_of_other_runs_keep_each_run_company(project: Any, monkeypatc
         company.append(len(given["company"]))
         return rank(self, *args, **given)
 
+    def sharing(aligner: Any, crowd: Any, *args: Any) -> Any:
+        competed.append((len(crowd.tomograms), len(crowd.searched) == len(crowd)))
+        return share_out(aligner, crowd, *args)
+
     monkeypatch.setattr(EmbedNetEncoder, "encode", encoding)
     monkeypatch.setattr(CryoSAM, "rank", ranking)
+    monkeypatch.setattr(second_look, "share_out", sharing)
     heard = Recorder()
     assert run_job(job_for(project), EMBEDDED, heard).succeeded
     assert len(encoded) == 3
@@ -174,6 +180,8 @@ def test_candidates_of_other_runs_keep_each_run_company(project: Any, monkeypatc
         *(each for run in "ABC" for each in (("search", run), ("done", run))),
     ]
     assert company == [1, 1, 2]
+    # A and B compete once for both
+    assert competed == [(2, True), (2, False)]
     assert heard.stages == {"read", "encode", "second look", "compete", "segment"}
     records = {
         run: json.loads((project.overlay / f"ExperimentRuns/{run}/CryoSAM/cryosam_1_ribosome.json").read_text())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from copick_cryosam.aligned import Aligned, Candidates
 from copick_cryosam.alignment import Aligner
 from copick_cryosam.config import AlignmentSettings
-from copick_cryosam.contenders import LIKELY, SUREST, Contenders, Crowd
+from copick_cryosam.contenders import CENTRAL, LEAST, LIKELY, SURE, SUREST, Contenders, Crowd
 from copick_cryosam.types import VoxelPoints
 from copick_cryosam.wedge import Wedge
 
@@ -54,14 +54,34 @@ def test_indices_count_through_all_tomograms(counts):
         np.testing.assert_array_equal(crowd.parts[index], tomograms[k].parts[i])
     assert [places[i] for i in crowd.members] == [place for place in places if place[1] % 3 == 0]
     assert crowd.likely.tolist() == list(range(len(crowd)))
-    assert crowd.searched.tolist() == list(range(counts[0]))
+    for searched in range(1, len(counts) + 1):
+        assert Crowd(tomograms, searched).searched.tolist() == list(range(sum(counts[:searched])))
+
+
+@given(
+    count=st.integers(0, 3 * LIKELY),
+    central=st.integers(0, 3 * LIKELY),
+    sure=st.integers(0, 3 * LIKELY),
+    seed=st.integers(0, 5),
+)
+def test_what_is_neither_a_centre_nor_like_the_seeds_is_not_likely(count, central, sure, seed):
+    rng = np.random.default_rng(seed)
+    centre, surely = rng.uniform(0, 0.99 * CENTRAL, count), rng.uniform(0, 0.99 * SURE, count)
+    centre[:central] += CENTRAL
+    surely[::-1][:sure] += SURE
+    members = np.flatnonzero(rng.random(count) < 0.02)
+    likely = replace(contenders(count, seed), centre=centre, sure=surely, members=members).likely
+    best_centres = np.argsort(-centre)[: min(LIKELY, max(LEAST, min(central, count)))]
+    surest = np.argsort(-surely)[: min(SUREST, sure)]
+    np.testing.assert_array_equal(likely, sorted({*best_centres, *surest, *members}))
 
 
 def test_only_the_likely_of_other_tomograms_are_kept():
-    many = contenders(3 * LIKELY, 5)
+    many = replace(contenders(3 * LIKELY, 5), members=np.arange(0, 3 * LIKELY, 40))
     some = many.only_likely()
     likely = many.likely
-    assert LIKELY <= len(likely) <= LIKELY + SUREST
+    assert LIKELY <= len(likely) <= LIKELY + SUREST + len(many.members)
+    assert len(likely) < len(many)
     assert len(some) == len(likely)
     np.testing.assert_array_equal(some.centre, many.centre[likely])
     np.testing.assert_array_equal(some.boxes.boxes, many.boxes.boxes[likely])

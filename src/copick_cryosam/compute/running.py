@@ -242,6 +242,17 @@ class _Work:
                 logger.info("run %s keeps others no company: %s", run, self._failed(run, error))
             self.seconds[run] = self.seconds.get(run, 0.0) + time.perf_counter() - began
         self.company = dict(sorted(found.items()))
+        if len(found) > 1 and not found.keys().isdisjoint(self.pending):
+            self._share(target)
+
+    def _share(self, target: _Target) -> None:
+        """Let those that keep each other company compete once for all of them."""
+        began = time.perf_counter()
+        radius_vox = self.radius / target.voxel_spacing
+        shared = self.model.share(list(self.company.values()), radius_vox, progress=self.listener.progress)
+        self.company = dict(zip(self.company, shared, strict=True))
+        for run in self.company:
+            self.seconds[run] += (time.perf_counter() - began) / len(shared)
 
     def _company_of(self, run: str) -> dict[str, Shortlist]:
         """Shortlists of others that may keep a run company, of which `CryoSAM.rank` asks the first."""

@@ -19,7 +19,16 @@ from copick_cryosam.matching import propose
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.pool import Sample
 from copick_cryosam.pretraining.searches import Search
-from copick_cryosam.second_look import Look, Rank, choose, compete, look_again, look_at_seeds, reference_of
+from copick_cryosam.second_look import (
+    Look,
+    Rank,
+    choose,
+    compete,
+    compete_together,
+    look_again,
+    look_at_seeds,
+    reference_of,
+)
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints, centroids
 from copick_cryosam.wedge import estimate_wedge
 
@@ -93,10 +102,11 @@ def collect(
                 aligner, tomogram.volume, features[t], wedges[t], proposals, reference, radius, rank, context
             )
             looks.append((t, proposals, context, look))
-        together = rng.random() < how.company
-        for t, proposals, context, look in looks:
-            company = [other for where, _, _, other in looks if where != t] if together else []
-            shared = compete(aligner, look, company)
+        if looks and rng.random() < how.company:
+            fares = compete_together(aligner, [look for *_, look in looks])
+        else:
+            fares = [compete(aligner, look) for *_, look in looks]
+        for (t, proposals, context, look), shared in zip(looks, fares, strict=True):
             # the seeds themselves are no lesson
             distance = np.linalg.norm(proposals.points.zyx[:, None] - clicks.zyx[None], axis=2).min(axis=1)
             searches.append(

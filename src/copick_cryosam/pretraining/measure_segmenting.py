@@ -1,10 +1,12 @@
-"""Measure settings of cross-plane self-prompting against the default, on kinds that training saw.
+"""Measure settings of cross-plane self-prompting, or other weights of PromptNet, against the default.
 
     python -m copick_cryosam.pretraining.measure_segmenting --templates FOLDER \\
-        [--variant area_jump=1.6,missed_planes=1 ...] [--repeats 3] [--snr 0.05 0.1] [--seed 1234]
+        [--variant area_jump=1.6,missed_planes=1 ...] [--weights promptnet.safetensors ...] [--fresh] \\
+        [--repeats 3] [--snr 0.05 0.1] [--seed 1234]
 
 Every true particle of simulated tomograms is prompted a quarter of its radius beside its centre, as a
-proposal would. Its mask is compared with the true one. Every variant segments the same prompts: the table
+proposal would. Its mask is compared with the true one. Kinds are of the families that training saw, or, with
+`--fresh`, of those that no training draws. Every variant segments the same prompts: the table
 shows the default's means and the paired differences to it with their standard errors, where one observation
 is the mean over the particles of one kind in one tomogram (particles of one tomogram are no independent
 observations).
@@ -24,12 +26,15 @@ from numpy.typing import NDArray
 
 from copick_cryosam.config import SegmenterSettings, override, preset
 from copick_cryosam.contrast import standardise
+from copick_cryosam.pretraining.fresh_families import fresh_shapes
 from copick_cryosam.pretraining.shapes import Shape
 from copick_cryosam.pretraining.simulate import Specimen, centres_inside, crop_truth
 from copick_cryosam.pretraining.validate import Drawn, Layout, survey_on, tuning_shapes
 from copick_cryosam.segmenters import PlaneSegmenter, load_segmenter
 from copick_cryosam.segmenters.cross_plane import CrossPlaneMask, segment
+from copick_cryosam.segmenters.promptnet import PromptNet, PromptNetSegmenter
 from copick_cryosam.types import VoxelPoints
+from copick_cryosam.weights import float_weights
 
 LAYOUT = Layout(shape_zyx=(64, 160, 160), count=8, tomograms=1)
 JITTER = 0.15
@@ -117,6 +122,13 @@ def observe(prompts: Prompts, segmenter: PlaneSegmenter, settings: SegmenterSett
     return means
 
 
+def segmenter_of(weights: Path, settings: SegmenterSettings) -> PlaneSegmenter:
+    """PromptNet with weights as `export` writes them."""
+    net = PromptNet()
+    net.load_state_dict(float_weights(weights.read_bytes()))
+    return PromptNetSegmenter(net, weights.stem, settings, torch.device("cpu"))
+
+
 def parse(variant: str, base: SegmenterSettings) -> SegmenterSettings:
     """Settings from `name=value,name=value`, values as in YAML, over `base`."""
     values = {name: yaml.safe_load(value) for name, value in (part.split("=", 1) for part in variant.split(","))}
@@ -147,6 +159,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--templates", type=Path, default=None)
     parser.add_argument("--variant", action="append", help="name=value,... of the segmenter's settings; repeatable")
+    parser.add_argument("--weights", action="append", type=Path, help="of PromptNet, in place of the package's")
+    parser.add_argument("--fresh", action="store_true", help="kinds that no training draws")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--snr", type=float, nargs="+", default=(0.05, 0.1))
     parser.add_argument("--seed", type=int, default=1234)
@@ -155,16 +169,18 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     base = preset("embedded").segmenter
     segmenter = load_segmenter(base, torch.device("cpu"))
-    settings = {name: parse(name, base) for name in arguments.variant or VARIANTS}
+    others = [(str(path), segmenter_of(path, base)) for path in arguments.weights or ()]
+    names = arguments.variant or (() if others else VARIANTS)
+    variants = {name: (segmenter, parse(name, base)) for name in names} | {name: (one, base) for name, one in others}
     rows: dict[float, list[list[NDArray[np.float64]]]] = {snr: [] for snr in arguments.snr}
-    for drawn in survey_on(arguments, tuning_shapes, LAYOUT).draw():
+    for drawn in survey_on(arguments, fresh_shapes if arguments.fresh else tuning_shapes, LAYOUT).draw():
         for prompts in scene(drawn):
-            rows[drawn.snr].append([observe(prompts, segmenter, one) for one in (base, *settings.values())])
+            rows[drawn.snr].append([observe(prompts, *how) for how in ((segmenter, base), *variants.values())])
     everything = [row for found in rows.values() for row in found]
     for name, some in [*((f"SNR {snr}", found) for snr, found in rows.items()), ("all", everything)]:
         values = np.array(some)
         print(f"\n{name}, {len(values)} kinds and tomograms\n")
-        print(table(values[:, 0], {variant: values[:, i + 1] for i, variant in enumerate(settings)}))
+        print(table(values[:, 0], {variant: values[:, i + 1] for i, variant in enumerate(variants)}))
 
 
 if __name__ == "__main__":

@@ -67,9 +67,11 @@ def gather(
 def shortlists(
     model: CryoSAM, tomograms: Sequence[Tomogram], query: Query, seeded: Sequence[Seeded], radius_vox: float
 ) -> list[tuple[Shortlist, list[Shortlist]]]:
-    """Of every tomogram, with those of all others, which keep it company."""
+    """Of every tomogram, with those that keep it company, as in a job: the first few keep it to all."""
     made = [model.shortlist(one, query, seeded, radius_vox) for one in tomograms]
-    return [(one, [other for other in made if other is not one]) for one in made]
+    few = model.settings.alignment.company + 1
+    together = model.share(made[:few], radius_vox) if few > 1 and len(made) > 1 else made[:few]
+    return [*((one, []) for one in together), *((one, together) for one in made[few:])]
 
 
 def search(
