@@ -72,11 +72,16 @@ def test_bf16_is_counted_where_it_is_used() -> None:
     assert 1.7 < seconds["fp32"] / seconds["bf16"] < 2.8
 
 
-def test_company_is_counted_up_to_what_the_settings_ask_for() -> None:
-    settings = override(preset("embedded"), {"alignment": {"company": 2}})
-    seconds = [estimate(GRID, 12.0, settings, EMBEDDED, others=others)[1] for others in (0, 1, 2, 9)]  # type: ignore[index]
-    assert seconds[1] - seconds[0] == pytest.approx(seconds[2] - seconds[1])
-    assert seconds[0] < seconds[1] < seconds[2] == seconds[3]
+def test_company_is_counted_where_not_all_compete_at_once() -> None:
+    seconds = {}
+    for company in (1, 2):
+        settings = override(preset("embedded"), {"alignment": {"company": company}})
+        seconds[company] = [estimate(GRID, 12.0, settings, EMBEDDED, others=others)[1] for others in (0, 1, 2, 9)]  # type: ignore[index]
+    alone = seconds[2][0]
+    assert seconds[1][:2] == [alone] * 2
+    assert seconds[2][:3] == [alone] * 3
+    assert seconds[2][3] - alone == pytest.approx(2 * (seconds[1][3] - alone))
+    assert alone < seconds[1][2] == seconds[1][3]
     without = override(preset("embedded"), {"alignment": {"second_look": False}})
     assert estimate(GRID, 12.0, without, EMBEDDED, others=9) == estimate(GRID, 12.0, without, EMBEDDED)
 

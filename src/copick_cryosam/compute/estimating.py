@@ -60,7 +60,8 @@ def estimate(
     ----------
     radius_vox : of the object, voxels
     models : see `named_models`
-    others : tomograms of the job beside this one, which may keep it company
+    others : tomograms of the job beside this one; where that are no more than keep it company, the candidates of all
+        of them compete once
     """
     if not all(model.known for model in models.values()):
         return None
@@ -86,7 +87,8 @@ def estimate(
     proposals = min(settings.matching.max_proposals, max(1.0, voxels / (2 * max(radius_vox, 1.0)) ** 3))
     if settings.looks_again:
         seconds += min(settings.alignment.candidates, proposals) * _LOOK_SECONDS
-        seconds += min(settings.alignment.company, others) * _competing(proposals) * _COMPANY_SECONDS
+        if others > settings.alignment.company:
+            seconds += settings.alignment.company * _competing(proposals) * _COMPANY_SECONDS
     decodes = proposals * _WALKS * settings.segmenter.extent * max(radius_vox, 1.0)
     return memory, seconds + decodes * _seconds(_DECODE_SECONDS, settings.segmenter)
 
