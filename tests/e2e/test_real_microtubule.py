@@ -49,13 +49,23 @@ def test_truth_lies_on_the_wall() -> None:
     assert wall > volume[(distance > 18) & (distance < 30)].mean()
 
 
+def test_clicks_lie_on_the_axis_between_its_ends() -> None:
+    for place in microtubule.clicks():
+        voxel = tuple(np.round(place / microtubule.VOXEL_NM).astype(int))
+        distance = microtubule.distance_to_axis(microtubule.read_volume().shape)
+        assert distance[voxel] < 1.0
+    heights = [place[1] for place in microtubule.clicks()]
+    assert sorted(heights, reverse=True) == heights
+    assert len(set(heights)) == microtubule.CLICKS
+
+
 def test_polarity_is_found(result: Any) -> None:
     assert result.summary.succeeded
     assert result.summary.polarity == "light"
 
 
 def test_seed_s_instance_lies_in_the_tube(result: Any) -> None:
-    print(microtubule.table(result))
+    print(microtubule.table([result]))
     assert result.own is not None
     own = microtubule.agreement(result.seeded)
     assert own.precision >= 0.8
