@@ -35,7 +35,7 @@ class EncoderSettings(_Settings):
         "(`copick cryosam models` lists them) or Hugging Face name, or the path of a local folder that holds one",
     )
     tile: int = Field(
-        256,
+        224,
         ge=32,
         le=1024,
         multiple_of=16,

@@ -192,8 +192,8 @@ def test_embeddings_are_unit_vectors_and_resampling_scales_the_grid():
 
 
 def test_features_hardly_depend_on_the_tiles():
-    """Cells near a tile's border see 32 voxels beyond it, less than the net's sight; the rest matters little."""
-    volume = ball_volume((32, 80, 96), [(16, 30, 40), (12, 60, 70), (20, 64, 20)])
+    """Cells near a tile's border see `HALO` voxels beyond it, less than the net's sight; the rest matters little."""
+    volume = ball_volume((32, 80, 224), [(16, 30, 40), (12, 60, 70), (20, 64, 20), (16, 40, 120), (14, 20, 180)])
     whole = load_encoder(EncoderSettings(name="embednet", tile=256), CPU).encode(volume)
     tiled = load_encoder(EncoderSettings(name="embednet", tile=32), CPU).encode(volume)
     cosine = (whole.values.float() * tiled.values.float()).sum(0)

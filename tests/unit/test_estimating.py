@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from copick_cryosam.compute.estimating import _flops, _views, estimate
+from copick_cryosam.compute.estimating import _CONTEXT, _flops, _views, estimate
 from copick_cryosam.compute.models import NamedModel
 from copick_cryosam.config import override, preset
+from copick_cryosam.encoders.embednet import HALO
 from copick_cryosam.foundation.catalogue import SAMS, TRANSFORMERS
 from copick_cryosam.types import Grid
 
@@ -24,6 +25,10 @@ EMBEDDED = {"encoder": NamedModel(name="embednet"), "segmenter": NamedModel(name
 )
 def test_operations_of_transformers_are_those_counted(name: str, counted: float) -> None:
     assert _flops(TRANSFORMERS[name], 37 * 37) == pytest.approx(counted, rel=0.02)
+
+
+def test_context_of_a_tile_is_the_encoder_s() -> None:
+    assert _CONTEXT == 2 * HALO
 
 
 def test_operations_of_sam_follow_the_tokens() -> None:

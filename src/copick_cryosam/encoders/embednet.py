@@ -27,8 +27,9 @@ SPACING = 10.0
 RESAMPLE_FROM = 1.15
 """Voxel spacings within this factor of the net's are taken as they are."""
 STRIDE = 2
-HALO = 32
-"""Voxels of context on each side of a tile, a multiple of 16."""
+HALO = 48
+"""Voxels of context on each side of a tile, a multiple of 16. With 32, one cell of a hundred agrees
+with what it is without tiles at a cosine below 0.6, with 48 below 0.99 (tiles of 64 voxels)."""
 
 
 def _conv(inside: int, outside: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
