@@ -20,6 +20,9 @@ Polarity = Literal["auto", "dark", "light"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
+HALO = 48
+"""Voxels that EmbedNet sees on each side of a tile, a multiple of 16. With 32, one cell of a hundred agrees with what
+it is without tiles at a cosine of 0.59 or less, with 48 of 0.99 (tiles of 64 voxels)."""
 
 
 class _Settings(BaseModel):

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from copick_cryosam.config import EncoderSettings, MatchingSettings
+from copick_cryosam.config import HALO, EncoderSettings, MatchingSettings
 from copick_cryosam.encoders import Encoder, available_encoders, load_encoder
-from copick_cryosam.encoders.embednet import HALO, STRIDE, tiles_of
+from copick_cryosam.encoders.embednet import STRIDE, tiles_of
 from copick_cryosam.encoders.vit import PlaneEncoder, SamTokens
 from copick_cryosam.errors import InputError
 from copick_cryosam.features import DenseFeatures

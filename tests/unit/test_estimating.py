@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from copick_cryosam.compute.estimating import _CONTEXT, _flops, _views, estimate
+from copick_cryosam.compute.estimating import _TILE_BYTES_PER_VOXEL, _flops, _views, estimate
 from copick_cryosam.compute.models import NamedModel
-from copick_cryosam.config import override, preset
-from copick_cryosam.encoders.embednet import HALO
+from copick_cryosam.config import HALO, override, preset
 from copick_cryosam.foundation.catalogue import SAMS, TRANSFORMERS
 from copick_cryosam.types import Grid
 
@@ -27,8 +26,13 @@ def test_operations_of_transformers_are_those_counted(name: str, counted: float)
     assert _flops(TRANSFORMERS[name], 37 * 37) == pytest.approx(counted, rel=0.02)
 
 
-def test_context_of_a_tile_is_the_encoder_s() -> None:
-    assert _CONTEXT == 2 * HALO
+def test_a_tile_is_counted_with_its_context() -> None:
+    memory = {}
+    for tile in (64, 224):
+        settings = override(preset("embedded"), {"encoder": {"tile": tile}})
+        memory[tile] = estimate(GRID, 12.0, settings, EMBEDDED)[0]  # type: ignore[index]
+    voxels = (224 + 2 * HALO) ** 3 - (64 + 2 * HALO) ** 3
+    assert memory[224] - memory[64] == pytest.approx(_TILE_BYTES_PER_VOXEL * voxels)
 
 
 def test_operations_of_sam_follow_the_tokens() -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from copick_cryosam.compute.models import NamedModel
-from copick_cryosam.config import EncoderSettings, SegmenterSettings, Settings
+from copick_cryosam.config import HALO, EncoderSettings, SegmenterSettings, Settings
 from copick_cryosam.foundation.catalogue import Sam2Entry, SamEntry, SamKind, TransformerEntry
 from copick_cryosam.types import Grid
 
@@ -18,8 +18,6 @@ _BYTES_PER_VOXEL = 40
 """The tomogram twice, features, similarity and labels."""
 _TILE_BYTES_PER_VOXEL = 80
 """Activations of the embedded encoder, for the voxels of a tile."""
-_CONTEXT = 96
-"""Voxels that a tile has more along each axis: twice `HALO` of `encoders.embednet`, which imports torch."""
 _ENCODE_SECONDS = {"embednet": 1.2e-6, "fake": 0.5e-6}
 """One CPU core, per voxel."""
 _DECODE_SECONDS = {"promptnet": 6e-3, "fake": 0.2e-3, "sam": 0.3, "sam2": 0.3}
@@ -72,7 +70,7 @@ def estimate(
     memory, seconds = _PROCESS_BYTES + _BYTES_PER_VOXEL * voxels, _READ_SECONDS * voxels
     encoder, segmenter = models["encoder"].entry, models["segmenter"].entry
     if encoder is None:
-        memory += _TILE_BYTES_PER_VOXEL * min(voxels, (settings.encoder.tile + _CONTEXT) ** 3)
+        memory += _TILE_BYTES_PER_VOXEL * min(voxels, (settings.encoder.tile + 2 * HALO) ** 3)
         seconds += _seconds(_ENCODE_SECONDS, settings.encoder) * voxels
     else:
         views = _encoder_views(grid, settings, encoder)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from copick_cryosam.config import EncoderSettings
+from copick_cryosam.config import HALO, EncoderSettings
 from copick_cryosam.contrast import smooth, standardise
 from copick_cryosam.devices import computing_in, fastest_dtype
 from copick_cryosam.features import CellGrid, DenseFeatures
@@ -27,9 +27,6 @@ SPACING = 10.0
 RESAMPLE_FROM = 1.15
 """Voxel spacings within this factor of the net's are taken as they are."""
 STRIDE = 2
-HALO = 48
-"""Voxels of context on each side of a tile, a multiple of 16. With 32, one cell of a hundred agrees
-with what it is without tiles at a cosine below 0.6, with 48 below 0.99 (tiles of 64 voxels)."""
 
 
 def _conv(inside: int, outside: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
