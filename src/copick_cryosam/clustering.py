@@ -15,7 +15,7 @@ from scipy.spatial.distance import squareform
 from copick_cryosam.types import FloatArray
 from copick_cryosam.unit_vectors import to_unit
 
-__all__ = ["cluster"]
+__all__ = ["by_size", "cluster"]
 
 # Chosen on simulated tomograms of kinds that training saw (validate_discovery --tuning).
 SMALLEST = 4
@@ -59,7 +59,7 @@ def cluster(features: NDArray[np.float32], count: int | None = None) -> NDArray[
         names = np.unique(labels)
         means = to_unit(np.stack([white[sample][labels == name].mean(axis=0) for name in names]))
         everywhere[others] = names[np.argmax(white[others] @ means.T, axis=1)]
-    return _by_size(everywhere)
+    return by_size(everywhere, SMALLEST)
 
 
 def _linked(white: FloatArray, count: int | None) -> NDArray[np.int64]:
@@ -101,12 +101,14 @@ def _joined(raw: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         labels[labels == names[b]] = names[a]
 
 
-def _by_size(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def by_size(labels: NDArray[np.int64], smallest: int = 1) -> NDArray[np.int64]:
+    """Clusters named anew, from 1 on by falling size; those of fewer than `smallest` join the rest, 0."""
     names, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    sizes[names == 0] = 0
     order = np.argsort(-sizes, kind="stable")
     renamed = np.zeros(len(names), dtype=np.int64)
     renamed[order] = np.arange(1, len(names) + 1)
-    renamed[sizes < SMALLEST] = 0
+    renamed[sizes < smallest] = 0
     return np.asarray(renamed[index], dtype=np.int64)
 
 

@@ -1,8 +1,9 @@
 """Particles of any kind without a seed: peaks of what the encoder takes for centres, one for each particle.
 
-EmbedNet was trained to put a Gaussian of 0.35 object radii at every particle's centre, whatever its kind. So the
-size of such a peak tells the size of the particle, and a normalised Laplacian of a Gaussian over a ladder of radii
-(scale-space blobs, Lindeberg 1998) finds place and radius together; its height is 1 where the net is certain.
+EmbedNet was trained to put a Gaussian of 0.35 object radii at every particle's centre, whatever its kind; what it gives
+is a little wider. So the size of such a peak tells the size of the particle, and a normalised Laplacian of a Gaussian
+over a ladder of radii (scale-space blobs, Lindeberg 1998) finds place and radius together; its height is 1 where the
+net is certain.
 """
 
 from __future__ import annotations
@@ -17,31 +18,41 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from copick_cryosam.calibration import expected_f1_optimum
-from copick_cryosam.clustering import cluster
+from copick_cryosam.clustering import by_size, cluster
 from copick_cryosam.contrast import check, standardise
 from copick_cryosam.errors import InputError
 from copick_cryosam.features import CellGrid, DenseFeatures, Features
+from copick_cryosam.rigid_pairs import rigid_pairs
 from copick_cryosam.types import FloatArray, VoxelPoints
 
 if TYPE_CHECKING:
     from copick_cryosam.encoders import Encoder
     from copick_cryosam.pipeline import CryoSAM
 
-__all__ = ["RADII", "Detections", "Evidence", "decide", "detect", "discover", "evidence", "expected_f1_threshold"]
+__all__ = [
+    "RADII",
+    "Detections",
+    "Evidence",
+    "decide",
+    "detect",
+    "discover",
+    "evidence",
+    "expected_f1_threshold",
+    "group",
+]
 
 RADII = np.geomspace(43.0, 180.0, 7)
 """Å at the net's voxel spacing; the ladder of radii that are looked for."""
 NET_SPACING = 10.0
 
-_HEAT, _LEAST = 0.35, 0.75
-"""Width of the peaks that the net was trained to give: object radii, and at least so many cells."""
-
-# The numbers below were chosen on simulated tomograms of kinds that training saw (validate_discovery --tuning).
+# The numbers below were chosen on simulated tomograms of tuning and fresh kinds (validate_discovery --tuning, --fresh).
+_HEAT, _LEAST = 0.38, 0.75
+"""Width of the peaks that the net gives: object radii, and at least so many cells."""
 _FLOOR = 0.05
 """Response under which a peak is none."""
-_FOREGROUND = 0.5
-"""Power of the foreground probability in a peak's probability."""
-_DIP = 0.4
+_CERTAINTY = 1.5
+"""Power of a peak's height that is its probability of being a particle's centre."""
+_DIP = 0.6
 """Two peaks are one particle unless the centre map falls below this part of the lower one between them."""
 _BLUR = 0.5
 """Cells; smoothing of the map in which that is looked at."""
@@ -110,7 +121,7 @@ def detect(
             hint="Use --preset embedded, whose encoder is embednet",
         )
     ladder = RADII / (voxel_spacing or NET_SPACING)
-    cells, probability, radius = _peaks(features.centre, features.foreground, ladder, features.grid)
+    cells, probability, radius = _peaks(features.centre, ladder, features.grid)
     kept = _one_each(cells, probability, radius, features.centre, features.grid)
     cells, probability, radius = cells[kept], probability[kept], radius[kept]
     keep = probability >= expected_f1_threshold(probability)
@@ -165,8 +176,61 @@ def discover(
     for volume in volumes:
         opened = model.open(volume, None, 10.0, polarity=told, voxel_spacing=voxel_spacing)
         found.append(detect(opened.features, voxel_spacing=voxel_spacing))
-    labels = cluster(np.concatenate([one.features for one in found]), clusters)
-    return list(zip(found, np.split(labels, np.cumsum([len(one) for one in found])[:-1]), strict=True))
+    return group(found, clusters)
+
+
+def group(found: Sequence[Detections], clusters: int | None = None) -> list[tuple[Detections, NDArray[np.int64]]]:
+    """Which particles of some tomograms look alike; look-alikes that come in rigid pairs are halves of one.
+
+    Arguments and result as of `discover`; all tomograms have the same voxel spacing.
+    """
+    if not found:
+        return []
+    labels = np.split(
+        cluster(np.concatenate([one.features for one in found]), clusters),
+        np.cumsum([len(one) for one in found])[:-1],
+    )
+    whole = [_whole(one, part, pairs) for one, part, pairs in zip(found, labels, _halves(found, labels), strict=True)]
+    # who lost half of its picks may not be the most numerous one any more
+    named = by_size(np.concatenate([part for _, part in whole]))
+    parts = np.split(named, np.cumsum([len(one) for one, _ in whole])[:-1])
+    return [(one, part) for (one, _), part in zip(whole, parts, strict=True)]
+
+
+def _halves(found: Sequence[Detections], labels: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Rows of each tomogram's picks that are halves of one particle, shape (P, 2)."""
+    pairs: list[list[NDArray[np.int64]]] = [[np.empty((0, 2), dtype=np.int64)] for _ in found]
+    for name in range(1, 1 + max(int(part.max(initial=0)) for part in labels)):
+        members = [np.flatnonzero(part == name) for part in labels]
+        radii = np.concatenate([one.radius_vox[rows] for one, rows in zip(found, members, strict=True)])
+        points = [one.points.zyx[rows] for one, rows in zip(found, members, strict=True)]
+        for some, rows, two in zip(pairs, members, rigid_pairs(points, float(np.median(radii))), strict=True):
+            some.append(rows[two])
+    return [np.concatenate(some) for some in pairs]
+
+
+def _whole(
+    found: Detections, labels: NDArray[np.int64], pairs: NDArray[np.int64]
+) -> tuple[Detections, NDArray[np.int64]]:
+    """Each pair as one particle: between its halves, as large as both, as sure as the surer one."""
+    left = np.setdiff1d(np.arange(len(found)), pairs[:, 1])
+    # a particle that is no half is its own partner
+    other = np.arange(len(found))
+    other[pairs[:, 0]] = pairs[:, 1]
+    both = np.stack([left, other[left]], axis=1)
+    size = np.cbrt(np.where(both[:, 0] == both[:, 1], 1, 2))
+    probability = found.probability[both].max(axis=1)
+    order = np.argsort(-probability, kind="stable")
+    both, size = both[order], size[order]
+    merged = Detections(
+        points=VoxelPoints(found.points.zyx[both].mean(axis=1)),
+        probability=probability[order],
+        # as large as both together
+        radius_vox=size * np.cbrt((found.radius_vox[both] ** 3).mean(axis=1)),
+        diameter_vox=size * np.cbrt((found.diameter_vox[both] ** 3).mean(axis=1)),
+        features=found.features[both].mean(axis=1),
+    )
+    return merged, labels[both[:, 0]]
 
 
 def evidence(volume: NDArray[np.float32], encoder: Encoder, voxel_spacing: float | None = None) -> Evidence:
@@ -231,7 +295,7 @@ def expected_f1_threshold(probability: FloatArray) -> float:
 
 
 def _peaks(
-    centre: NDArray[np.float32], foreground: NDArray[np.float32], ladder: FloatArray, grid: CellGrid
+    centre: NDArray[np.float32], ladder: FloatArray, grid: CellGrid
 ) -> tuple[NDArray[np.int64], FloatArray, FloatArray]:
     """Maxima over place and radius, best first: cells (N, 3), probability and radius in voxels."""
     # A Gaussian of width s gives the Laplacian's highest response, 0.5577, at the width sqrt(2 / 3) s.
@@ -251,7 +315,7 @@ def _peaks(
         heights.append(response[tuple(cells.T)])
         radii.append(np.full(len(cells), ladder[step]))
     cells = np.concatenate(found)
-    probability = np.clip(np.concatenate(heights).astype(np.float64), 0, 1) * foreground[tuple(cells.T)] ** _FOREGROUND
+    probability = np.clip(np.concatenate(heights).astype(np.float64), 0, 1) ** _CERTAINTY
     order = np.argsort(-probability, kind="stable")
     return cells[order], probability[order], np.concatenate(radii)[order]
 

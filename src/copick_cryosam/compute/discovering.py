@@ -186,7 +186,7 @@ class _Work:
 
     def discover(self) -> Discovery:
         """Search all runs, cluster, write."""
-        from copick_cryosam.clustering import cluster
+        from copick_cryosam.discovery import group
         from copick_cryosam.pipeline import CryoSAM
 
         # Without seeds there is nothing to turn candidates against, and no wedge to estimate.
@@ -207,13 +207,13 @@ class _Work:
                 ended = self._failed(run, error, began)
             outcomes[run] = ended
             self.listener.run_ended(ended)
-        if found:
-            labels = cluster(np.concatenate([one.features for one, _ in found.values()]), self.options.clusters)
-            parts = np.split(labels, np.cumsum([len(one) for one, _ in found.values()])[:-1])
+        grouped = group([one for one, _ in found.values()], self.options.clusters)
         runs = {
-            run: Discovered(grid=grid, found=one, labels=part)
-            for (run, (one, grid)), part in zip(found.items(), parts if found else (), strict=True)
+            run: Discovered(grid=grid, found=one, labels=labels)
+            for (run, (_, grid)), (one, labels) in zip(found.items(), grouped, strict=True)
         }
+        for run, one in runs.items():
+            outcomes[run] = replace(outcomes[run], picks=len(one.found))
         done = self.result(outcomes, runs)
         # What is there was checked: results of this very call, left by a killed run, may be replaced.
         self.writer = SetsWriter(self.project, replace(self.job, overwrite=True))
