@@ -44,6 +44,13 @@ class EncoderSettings(_Settings):
         multiple_of=16,
         description="embednet: edge of the block encoded at once, voxels of the net's spacing",
     )
+    turns: int = Field(
+        4,
+        ge=1,
+        le=4,
+        description="embednet: as how many of itself and its half turns about z, y and x each block is encoded, for "
+        "the mean of their features",
+    )
     checkpoint: str | None = Field(None, description="sam: the checkpoint; none: looked for in CRYOSAM_CHECKPOINTS")
     revision: str | None = Field(
         None, description="Hugging Face names: the commit to use; none: the one pinned for a short name"

@@ -19,7 +19,7 @@ _BYTES_PER_VOXEL = 40
 _TILE_BYTES_PER_VOXEL = 80
 """Activations of the embedded encoder, for the voxels of a tile."""
 _ENCODE_SECONDS = {"embednet": 1.2e-6, "fake": 0.5e-6}
-"""One CPU core, per voxel."""
+"""One CPU core, per voxel and half turn."""
 _DECODE_SECONDS = {"promptnet": 6e-3, "fake": 0.2e-3, "sam": 0.3, "sam2": 0.3}
 """One CPU core, per plane prompt."""
 _BF16_GAIN = {"embednet": 2.8, "promptnet": 1.7}
@@ -71,7 +71,8 @@ def estimate(
     encoder, segmenter = models["encoder"].entry, models["segmenter"].entry
     if encoder is None:
         memory += _TILE_BYTES_PER_VOXEL * min(voxels, (settings.encoder.tile + 2 * HALO) ** 3)
-        seconds += _seconds(_ENCODE_SECONDS, settings.encoder) * voxels
+        turns = settings.encoder.turns if settings.encoder.name == "embednet" else 1
+        seconds += turns * _seconds(_ENCODE_SECONDS, settings.encoder) * voxels
     else:
         views = _encoder_views(grid, settings, encoder)
         memory += _held(encoder, views, settings.encoder.batch, 2)

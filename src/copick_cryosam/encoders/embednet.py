@@ -27,6 +27,9 @@ SPACING = 10.0
 RESAMPLE_FROM = 1.15
 """Voxel spacings within this factor of the net's are taken as they are."""
 STRIDE = 2
+HALF_TURNS = ((), (3, 4), (2, 4), (2, 3))
+"""Axes of (N, 1, Z, Y, X) that are reversed: as it is, and turned by half about z, y and x. None of these mirrors a
+particle, and the missing wedge of tilts that reach as far to either side stays where it is."""
 
 
 def _conv(inside: int, outside: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -116,6 +119,7 @@ class EmbedNetEncoder:
     def __init__(self, net: EmbedNet, signature: str, settings: EncoderSettings, device: torch.device) -> None:
         self.signature = signature
         self._tile = settings.tile
+        self._turns = HALF_TURNS[: settings.turns]
         self._device = device
         self._dtype = fastest_dtype(settings.precision, device)
         self._net = net.to(device).eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -154,11 +158,17 @@ class EmbedNetEncoder:
         block = np.zeros(tile.padded, dtype=np.float32)
         block[tile.into] = whole[tile.read]
         x = torch.from_numpy(block)[None, None].to(self._device).contiguous(memory_format=torch.channels_last_3d)
-        with computing_in(self._dtype, self._device):
-            u2 = self._net.trunk(x.clamp(-5, 5))
-        embedding, logits = self._net.heads(u2.float())
+        x = x.clamp(-5, 5)
         own = (0, slice(None), *tile.owned)
-        return embedding[own].half().cpu(), logits[own].cpu()
+        embeddings, logits = [], []
+        for axes in self._turns:
+            with computing_in(self._dtype, self._device):
+                u2 = self._net.trunk(x.flip(axes).contiguous(memory_format=torch.channels_last_3d))
+            embedding, maps = self._net.heads(u2.flip(axes).float())
+            embeddings.append(embedding[own])
+            logits.append(maps[own])
+        mean = F.normalize(torch.stack(embeddings).mean(dim=0), dim=0)
+        return mean.half().cpu(), torch.stack(logits).mean(dim=0).cpu()
 
 
 @dataclass(frozen=True, kw_only=True)
