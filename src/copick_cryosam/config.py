@@ -45,7 +45,7 @@ class EncoderSettings(_Settings):
         description="embednet: edge of the block encoded at once, voxels of the net's spacing",
     )
     turns: int = Field(
-        4,
+        3,
         ge=1,
         le=4,
         description="embednet: as how many of itself and its half turns about z, y and x each block is encoded, for "

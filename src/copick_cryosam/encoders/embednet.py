@@ -159,16 +159,16 @@ class EmbedNetEncoder:
         block[tile.into] = whole[tile.read]
         x = torch.from_numpy(block)[None, None].to(self._device).contiguous(memory_format=torch.channels_last_3d)
         x = x.clamp(-5, 5)
-        own = (0, slice(None), *tile.owned)
-        embeddings, logits = [], []
+        own = (slice(None), slice(None), *tile.owned)
+        embeddings, logits = torch.zeros(()), torch.zeros(())
         for axes in self._turns:
             with computing_in(self._dtype, self._device):
                 u2 = self._net.trunk(x.flip(axes).contiguous(memory_format=torch.channels_last_3d))
-            embedding, maps = self._net.heads(u2.flip(axes).float())
-            embeddings.append(embedding[own])
-            logits.append(maps[own])
-        mean = F.normalize(torch.stack(embeddings).mean(dim=0), dim=0)
-        return mean.half().cpu(), torch.stack(logits).mean(dim=0).cpu()
+            # the heads look at single cells: those around the tile are not asked
+            embedding, maps = self._net.heads(u2.flip(axes)[own].float())
+            del u2
+            embeddings, logits = embeddings + embedding.cpu(), logits + maps.cpu() / len(self._turns)
+        return F.normalize(embeddings, dim=1)[0].half(), logits[0]
 
 
 @dataclass(frozen=True, kw_only=True)
