@@ -117,7 +117,8 @@ class EmbedNetEncoder:
     recognises_particles = True
 
     def __init__(self, net: EmbedNet, signature: str, settings: EncoderSettings, device: torch.device) -> None:
-        self.signature = signature
+        # features of more or fewer turns are others
+        self.signature = signature if settings.turns == 1 else f"{signature}-{settings.turns}turns"
         self._tile = settings.tile
         self._turns = HALF_TURNS[: settings.turns]
         self._device = device

@@ -8,6 +8,7 @@ import torch
 
 from copick_cryosam.config import EncoderSettings
 from copick_cryosam.encoders.embednet import load
+from copick_cryosam.weights import weight_hash
 
 AXES = {"z": (1, 2), "y": (0, 2), "x": (0, 1)}
 
@@ -39,3 +40,9 @@ def test_features_stay_unit_vectors() -> None:
     volume = np.random.default_rng(2).normal(size=(21, 33, 47)).astype(np.float32)
     values, _ = encoded(volume, 4)
     np.testing.assert_allclose(np.linalg.norm(values, axis=0), 1, atol=2e-3)
+
+
+def test_features_of_other_turns_are_told_apart() -> None:
+    signatures = {load(EncoderSettings(turns=n), torch.device("cpu")).signature for n in range(1, 5)}
+    assert len(signatures) == 4
+    assert f"embednet-{weight_hash('embednet')[:12]}" in signatures
