@@ -8,11 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copick_cryosam.discovery import Detections, Evidence, decide, detect, expected_f1_threshold, group
+from copick_cryosam.discovery import Evidence, decide, detect, expected_f1_threshold
 from copick_cryosam.errors import InputError
 from copick_cryosam.features import CellGrid, DenseFeatures
 from copick_cryosam.pretraining.train_embednet import centre_heat
-from copick_cryosam.types import VoxelPoints
 
 SHAPE = (40, 61, 80)
 
@@ -71,32 +70,6 @@ def test_two_peaks_without_a_dip_are_one() -> None:
     assert features.centre is not None
     features.centre[9:12, 14:17, 16:26] = np.maximum(features.centre[9:12, 14:17, 16:26], 0.75)
     assert len(detect(features)) == 1
-
-
-def test_halves_of_one_kind_become_one_particle_each() -> None:
-    rng = np.random.default_rng(2)
-    grid = np.array([(z, y, x) for z in (40, 120) for y in (40, 120, 200) for x in (40, 120, 200)], dtype=float)
-    single, double, half = grid[:8], grid[8:], np.array([0, 9, 0])
-    points = np.concatenate([single, double - half, double + half])
-    kind = np.repeat([0, 1, 1], [8, 10, 10])
-    features = np.eye(8)[kind] + rng.normal(scale=0.02, size=(28, 8))
-    found = Detections(
-        points=VoxelPoints(points),
-        probability=np.linspace(0.99, 0.5, 28),
-        radius_vox=np.full(28, 9.0),
-        diameter_vox=np.full(28, 16.0),
-        features=features.astype(np.float32),
-    )
-    ((whole, labels),) = group([found], 2)
-    assert np.bincount(labels).tolist() == [0, 10, 8]
-    np.testing.assert_allclose(sorted(whole.points.zyx[labels == 1].tolist()), sorted(double.tolist()))
-    np.testing.assert_allclose(sorted(whole.points.zyx[labels == 2].tolist()), sorted(single.tolist()))
-    np.testing.assert_allclose(whole.diameter_vox[labels == 1], 16 * 2 ** (1 / 3))
-    np.testing.assert_allclose(whole.radius_vox[labels == 2], 9)
-    # as sure as the surer half, and still best first
-    np.testing.assert_allclose(sorted(whole.probability[labels == 1]), sorted(found.probability[8:18]))
-    assert (np.diff(whole.probability) <= 0).all()
-    assert group([], None) == []
 
 
 def test_what_is_kept_can_be_limited() -> None:

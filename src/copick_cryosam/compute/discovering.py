@@ -26,7 +26,7 @@ from copick_cryosam.io.writing_sets import PicksSet, SetsWriter
 from copick_cryosam.types import AngstromPoints, Grid
 
 if TYPE_CHECKING:
-    from copick_cryosam.discovery import Detections
+    from copick_cryosam.detections import Detections
     from copick_cryosam.pipeline import CryoSAM
 
 __all__ = ["Discovered", "Discovery", "DiscoveryOptions", "plan_discovery", "run_discovery"]
@@ -186,7 +186,7 @@ class _Work:
 
     def discover(self) -> Discovery:
         """Search all runs, cluster, write."""
-        from copick_cryosam.discovery import group
+        from copick_cryosam.detections import group
         from copick_cryosam.pipeline import CryoSAM
 
         # Without seeds there is nothing to turn candidates against, and no wedge to estimate.
