@@ -28,7 +28,12 @@ from copick_cryosam.assignment import assign, close_pairs
 from copick_cryosam.errors import SeedError
 from copick_cryosam.findings import Ranked, Tomogram
 from copick_cryosam.pipeline import CryoSAM
-from copick_cryosam.pretraining.measure_orientations import Rotations, orientation_errors, self_symmetries
+from copick_cryosam.pretraining.measure_orientations import (
+    Rotations,
+    errors_in_common_frame,
+    orientation_errors,
+    self_symmetries,
+)
 from copick_cryosam.pretraining.ranking import search
 from copick_cryosam.pretraining.score_averages import AverageScore, Pick, density_in_pose, score_averages
 from copick_cryosam.pretraining.shapes import Shape
@@ -52,6 +57,7 @@ class KindAlignment:
     symmetries : rotations under which the density looks the same
     chance : median error of random orientations
     coarse, fine : errors of the orientations
+    common : of the fine ones in the frame that they agree on (`errors_in_common_frame`)
     coarse_centre, fine_centre, mask_centre : distances of the pose's centre and the mask's centroid from the truth
     seed_offset : of the seed's mask from the seed; a pose's centre is that of the seed's mask, turned
     seconds : of a processor for refining, per pick
@@ -65,6 +71,7 @@ class KindAlignment:
     chance: float
     coarse: list[float]
     fine: list[float]
+    common: list[float]
     coarse_centre: list[float]
     fine_centre: list[float]
     mask_centre: list[float]
@@ -188,6 +195,9 @@ def measure_kind(
         chance=chance_level(symmetries),
         coarse=errors([pick.coarse for pick, _ in true]),
         fine=errors([pick.fine for pick, _ in true]),
+        common=errors_in_common_frame(
+            np.array([pick.fine.rotation for pick, _ in true]), rotations, symmetries
+        ).tolist(),
         coarse_centre=distances([pick.coarse.centre_zyx for pick, _ in true]),
         fine_centre=distances([pick.fine.centre_zyx for pick, _ in true]),
         mask_centre=distances([pick.instance.centroid_zyx for pick, _ in true]),
@@ -235,8 +245,8 @@ def table(rows: Sequence[KindAlignment]) -> str:
     names = ["all", *dict.fromkeys(row.kind for row in rows)]
     lines = [
         "| kind | picks | same | chance | coarse: median, 90 %, < 20° | fine: median, 90 %, < 20° "
-        "| centre coarse, fine, mask (radii) | CPU ms per pick |",
-        "|---|---|---|---|---|---|---|---|",
+        "| fine, common frame | centre coarse, fine, mask (radii) | CPU ms per pick |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_row(name, [row for row in rows if name in ("all", row.kind)]) for name in names]
     lines += [
@@ -279,6 +289,9 @@ def _row(name: str, rows: Sequence[KindAlignment]) -> str:
 
     def spread(column: str) -> str:
         values = gathered(column)
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return "–"
         return f"{np.median(values):.0f}, {np.percentile(values, 90):.0f}, {np.mean(values < CLOSE):.0%}"
 
     centres = [gathered(column, in_radii=True) for column in ("coarse_centre", "fine_centre", "mask_centre")]
@@ -286,7 +299,8 @@ def _row(name: str, rows: Sequence[KindAlignment]) -> str:
     chance = np.mean([row.chance for row in rows])
     return (
         f"| {name} | {len(gathered('fine'))} | {same[0]}{f' to {same[-1]}' if len(same) > 1 else ''} | {chance:.0f} "
-        f"| {spread('coarse')} | {spread('fine')} | {', '.join(f'{np.median(c):.2f}' for c in centres)} "
+        f"| {spread('coarse')} | {spread('fine')} | {spread('common')} "
+        f"| {', '.join(f'{np.median(c):.2f}' for c in centres)} "
         f"| {1000 * np.mean([row.seconds for row in rows]):.0f} |"
     )
 

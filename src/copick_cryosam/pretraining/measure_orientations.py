@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from copick_cryosam.rotations import angles_between
+from copick_cryosam.types import FloatArray
 
 Rotations = NDArray[np.float64]
 
@@ -114,3 +115,34 @@ def orientation_errors(
     offset = np.eye(3) if reference_offset is None else reference_offset
     equivalent = true[:, None] @ same[None] @ offset
     return np.asarray(angles_between(estimated[:, None], equivalent).min(axis=1))
+
+
+def errors_in_common_frame(estimated: Rotations, true: Rotations, symmetries: Rotations | None = None) -> FloatArray:
+    """Errors as of `orientation_errors`, but in the frame that the estimates agree on, shape (N,).
+
+    Who averages does not mind in which frame, as long as all particles are in the same: an average that has turned
+    away from the seed while it was made is as good. The frame of a pick is that in which some other one would be
+    without error and the median of all but itself is lowest, so that no pick has a say about its own error.
+
+    Parameters
+    ----------
+    estimated, true, symmetries : as of `orientation_errors`
+
+    Returns
+    -------
+    Degrees; NaN where there are fewer than three, which agree on nothing.
+    """
+    count = len(estimated)
+    if count < 3:
+        return np.full(count, np.nan)
+    frames = true.transpose(0, 2, 1) @ estimated
+    errors = np.stack([orientation_errors(estimated, true, symmetries, frame) for frame in frames])
+    own = np.eye(count, dtype=bool)
+    # what a frame is judged by: neither the pick that it is for, nor the one that it is of
+    left = np.where(own, np.nan, errors)
+    result = np.empty(count)
+    for pick in range(count):
+        others = np.delete(np.arange(count), pick)
+        medians = np.nanmedian(left[np.ix_(others, others)], axis=1)
+        result[pick] = errors[others[int(medians.argmin())], pick]
+    return result

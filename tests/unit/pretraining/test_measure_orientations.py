@@ -7,7 +7,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from copick_cryosam.pretraining.measure_alignment import KindAlignment, chance_level, match, particles_inside, table
-from copick_cryosam.pretraining.measure_orientations import orientation_errors, self_symmetries
+from copick_cryosam.pretraining.measure_orientations import (
+    errors_in_common_frame,
+    orientation_errors,
+    self_symmetries,
+)
 from copick_cryosam.pretraining.score_averages import AverageScore, Pick, density_in_pose, score_averages
 from copick_cryosam.pretraining.simulate import MARGIN, Specimen
 from copick_cryosam.rotations import angles_between
@@ -73,6 +77,25 @@ def test_the_direction_is_that_of_turning_a_density() -> None:
 
 
 LUMPS = np.array([[0, 0, 0], [6, 0, 0], [0, 5, 0], [0, 2, -6.0]])
+
+
+def test_a_frame_that_turned_as_a_whole_is_no_error() -> None:
+    rng = np.random.default_rng(7)
+    true = Rotation.random(12, random_state=rng).as_matrix()
+    turned = Rotation.from_euler("z", 70, degrees=True).as_matrix()
+    around = np.stack([Rotation.from_euler("x", 120 * k, degrees=True).as_matrix() for k in range(3)])
+    noise = Rotation.from_rotvec(np.array([[0, 0, 5.0], [0, 5.0, 0], [5.0, 0, 0]] * 4), degrees=True).as_matrix()
+    estimated = noise @ true @ around[rng.integers(3, size=12)] @ turned
+    estimated[4] = Rotation.from_euler("y", 60, degrees=True).as_matrix() @ estimated[4]
+    assert np.median(orientation_errors(estimated, true, around)) > 20
+    common = errors_in_common_frame(estimated, true, around)
+    assert common[4] > 45
+    assert np.delete(common, 4).max() < 15
+    # no pick makes itself right: random ones are as bad as by chance
+    anywhere = Rotation.random(40, random_state=rng).as_matrix()
+    chance = errors_in_common_frame(anywhere, Rotation.random(40, random_state=rng).as_matrix())
+    assert np.median(chance) > 100
+    assert np.isnan(errors_in_common_frame(true[:2], true[:2])).all()
 
 
 def test_chance_is_that_of_random_turns() -> None:
@@ -168,6 +191,7 @@ def test_the_table_has_a_row_for_every_kind_and_size_of_average() -> None:
         symmetries=7,
         chance=60.0,
         coarse=[10, 30],
+        common=[4.0, 12.0],
         fine=[4, 16],
         coarse_centre=[2.0, 2.0],
         fine_centre=[1.0, 1.0],
@@ -177,6 +201,6 @@ def test_the_table_has_a_row_for_every_kind_and_size_of_average() -> None:
         averages=[one],
     )
     lines = table([row]).splitlines()
-    assert "| barrel | 2 | 7 | 60 | 20, 28, 50% | 10, 15, 100% | 0.20, 0.10, 0.15 | 4 |" in lines
+    assert "| barrel | 2 | 7 | 60 | 20, 28, 50% | 10, 15, 100% | 8, 11, 100% | 0.20, 0.10, 0.15 | 4 |" in lines
     assert "| fine | 8 to 15 | 1 | 75% | 40 | 60 | 55 | 0.80 |" in lines
     assert table([]) == "No kind had enough particles."
