@@ -35,6 +35,15 @@ def test_a_tile_is_counted_with_its_context() -> None:
     assert memory[224] - memory[64] == pytest.approx(_TILE_BYTES_PER_VOXEL * voxels)
 
 
+def test_half_turns_are_counted() -> None:
+    seconds = []
+    for turns in (1, 2, 4):
+        settings = override(preset("embedded"), {"encoder": {"turns": turns}})
+        seconds.append(estimate(GRID, 12.0, settings, EMBEDDED)[1])  # type: ignore[index]
+    assert seconds[1] > seconds[0]
+    assert seconds[2] - seconds[0] == pytest.approx(3 * (seconds[1] - seconds[0]))
+
+
 def test_operations_of_sam_follow_the_tokens() -> None:
     assert _flops(SAMS["vit_h"], 64 * 64) == 5961e9
     # Counted: 1208 G for 224 x 1024 pixels. The estimate may be larger, not smaller.
