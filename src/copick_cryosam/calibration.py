@@ -74,9 +74,17 @@ def calibrate(proposals: Proposals, seed_scores: FloatArray, min_precision: floa
     return stop_at(mixture_precision(scores, seed_scores), scores, min_precision)
 
 
-def stop_at(precision: FloatArray, scores: FloatArray, min_precision: float | None) -> Calibration:
-    """Where to stop, once the expected precision is known; both fall with the rank. See `calibrate`."""
-    kept = expected_f1_optimum(precision) if min_precision is None else int((precision >= min_precision).sum())
+def stop_at(
+    precision: FloatArray, scores: FloatArray, min_precision: float | None, stop_by: FloatArray | None = None
+) -> Calibration:
+    """Where to stop, once the expected precision is known; all fall with the rank. See `calibrate`.
+
+    Parameters
+    ----------
+    stop_by : probabilities of which the expected F1 is maximised; None: the expected precision
+    """
+    stop_by = precision if stop_by is None else stop_by
+    kept = expected_f1_optimum(stop_by) if min_precision is None else int((precision >= min_precision).sum())
     threshold = float(scores[kept - 1]) if kept else float("inf")
     return Calibration(expected_precision=precision, threshold=threshold, kept=kept)
 

@@ -317,18 +317,20 @@ class CryoSAM:
             shared = compete(aligner, look, others[: self.settings.alignment.company])
         probable = self.rankers.probability(look.second, "second")
         evidence = third_evidence(look.first, probable, shared.fits, len(shared.seeds), shortlist.context)
-        precision = self.rankers.probability(evidence, "third")
+        probability = self.rankers.probability(evidence, "third")
         if known is not None:
-            precision[nearest_within(proposals.points, known, radius_vox)] = 1.0
-        order = np.argsort(-precision, kind="stable")
+            probability[nearest_within(proposals.points, known, radius_vox)] = 1.0
+        order = np.argsort(-probability, kind="stable")
+        probability = probability[order]
         ranked = Proposals(
             points=VoxelPoints(proposals.points.zyx[order]),
             similarity=proposals.similarity[order],
-            score=precision[order],
+            score=self.rankers.curve.expected(probability),
         )
+        # Segmenting drops some of the false ones, so that it pays to go on for longer than the precision says.
         return Ranked(
             proposals=ranked,
-            calibration=stop_at(ranked.score, ranked.score, least),
+            calibration=stop_at(ranked.score, ranked.score, least, stop_by=probability),
             poses=look.aligned.poses(ranked.points, order),
             look=look,
             order=order,

@@ -2,8 +2,9 @@
 
 Three small nets, learned on simulated tomograms (`pretraining.train_ranker`): the first sees the comparison with the
 seeds, the second also that with the average of what the first was sure of, the third what the second says and how the
-candidate fared among competing classes. Their output is a probability, so it is the expected precision of a pick, and
-where to stop follows from it (`calibration`).
+candidate fared among competing classes. Their output is a probability. On kinds that training did not draw, those in
+the middle are too high, so a curve learned on such kinds (`pretraining.fit_expectation`) makes the expected precision
+of a pick from it, and where to stop follows (`calibration`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.special import expit, xlog1py, xlogy
 from torch import Tensor, nn
 
 from copick_cryosam.types import FloatArray
@@ -64,6 +66,26 @@ class Ranker(nn.Module):
         return np.asarray(self(torch.from_numpy(evidence).float()).double().sigmoid().numpy())
 
 
+class BetaCurve(nn.Module):
+    """Probability p -> sigmoid(a ln p - b ln(1 - p) + c), which keeps the order (beta calibration, Kull et al. 2017).
+
+    Attributes
+    ----------
+    coefficients : (a, b, c), a and b not negative; (1, 1, 0) leaves everything as it is
+    """
+
+    coefficients: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("coefficients", torch.tensor([1.0, 1.0, 0.0]))
+
+    def expected(self, probability: FloatArray) -> FloatArray:
+        """Of each probability, shape (N,), what share is true; 0 to 1."""
+        a, b, c = (float(one) for one in self.coefficients)
+        return np.asarray(expit(xlogy(a, probability) - xlog1py(b, -np.asarray(probability)) + c))
+
+
 def _member(columns: int) -> nn.Module:
     a, b = HIDDEN
     return nn.Sequential(nn.Linear(columns, a), nn.SiLU(), nn.Linear(a, b), nn.SiLU(), nn.Linear(b, 1))
@@ -79,6 +101,7 @@ class Rankers(nn.Module):
         self.first = Ranker(FIRST)
         self.second = Ranker(SECOND)
         self.third = Ranker(THIRD)
+        self.curve = BetaCurve()
 
     def probability(self, evidence: FloatArray, which: Which) -> FloatArray:
         """Probability of each row, shape (N,), 0 to 1."""

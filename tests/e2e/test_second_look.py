@@ -13,6 +13,7 @@ import pytest
 
 from copick_cryosam import pipeline
 from copick_cryosam.pipeline import CryoSAM
+from copick_cryosam.ranker import BetaCurve
 
 SETTINGS = """
 segmenter: {name: fake}
@@ -28,6 +29,7 @@ class ToldRankers:
     """Sure of every candidate, the less so the less similar it is; what the nets learned is tested elsewhere."""
 
     signature = "told"
+    curve = BetaCurve()
 
     def probability(self, evidence: np.ndarray, which: str) -> np.ndarray:
         return np.asarray(PRECISIONS[: len(evidence)])

@@ -149,6 +149,16 @@ def test_a_known_precision_says_where_to_stop(least, kept, threshold):
     np.testing.assert_array_equal(found.expected_precision, precision)
 
 
+@pytest.mark.parametrize(("least", "kept"), [(None, 3), (0.35, 1), (0, 4)])
+def test_probabilities_say_where_to_stop_and_precision_what_is_asked_for(least, kept):
+    """A precision asked for is the expected one, whatever the F1 is maximised by."""
+    precision, probability = np.array([0.4, 0.1, 0.1, 0.02]), np.array([0.9, 0.8, 0.7, 0.05])
+    assert stop_at(precision, precision, None).kept == 1
+    found = stop_at(precision, precision, least, stop_by=probability)
+    assert found.kept == kept
+    np.testing.assert_array_equal(found.expected_precision, precision)
+
+
 def test_a_few_candidates_of_known_precision_are_enough():
     assert stop_at(np.array([0.3]), np.array([0.3]), None).kept == 1
     assert stop_at(np.zeros(3), np.zeros(3), None).kept == 0

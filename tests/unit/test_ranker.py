@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from copick_cryosam.ranker import FIRST, MEMBERS, SECOND, THIRD, Ranker, Rankers, load_rankers
+from copick_cryosam.ranker import FIRST, MEMBERS, SECOND, THIRD, BetaCurve, Ranker, Rankers, load_rankers
 
 COLUMNS = {"first": FIRST, "second": SECOND, "third": THIRD}
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,6 +55,35 @@ def test_evidence_is_standardised_and_logits_are_averaged():
     net.centre.copy_(torch.tensor([1.0, -2, 3]))
     net.scale.copy_(torch.tensor([2.0, 0.5, 10]))
     torch.testing.assert_close(net.each(rows * net.scale + net.centre), plain)
+
+
+def curve(*coefficients: float) -> BetaCurve:
+    made = BetaCurve()
+    made.coefficients.copy_(torch.tensor(coefficients))
+    return made
+
+
+def test_a_new_curve_changes_nothing():
+    p = np.array([0, 1e-5, 0.02, 0.5, 0.97, 1 - 1e-5, 1])
+    np.testing.assert_allclose(BetaCurve().expected(p), p, rtol=1e-6)
+    assert BetaCurve().expected(np.zeros(0)).shape == (0,)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0, 5), st.floats(0, 5), st.floats(-5, 5))
+def test_a_curve_keeps_the_order_and_gives_probabilities(p, a, b, c):
+    found = curve(a, b, c).expected(np.sort(p))
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (np.diff(found) >= 0).all()
+
+
+def test_a_curve_is_that_of_beta_calibration():
+    p = np.array([0.2, 0.9])
+    odds = p**1.5 / (1 - p) ** 0.5 * np.exp(-1)
+    np.testing.assert_allclose(curve(1.5, 0.5, -1).expected(p), odds / (1 + odds))
+
+
+def test_what_is_known_stays_known():
+    np.testing.assert_array_equal(curve(1.2, 0.7, -0.5).expected(np.array([0.0, 1.0])), [0, 1])
 
 
 @pytest.mark.parametrize("which", COLUMNS)

@@ -102,12 +102,13 @@ class Row:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Expectation:
-    """Expected precision of proposals, shape (N,), and whether each is a particle; of one `Row`."""
+    """Expected precision of proposals, shape (N,), whether each is a particle, and its tomogram; of one `Row`."""
 
     condition: str
     seeds: int
     expected: FloatArray
     true: NDArray[np.bool_]
+    tomogram: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -215,6 +216,7 @@ def score_view(
             )
         )
         expected = np.concatenate([r.expected_precision[keep] for r, keep in zip(ranked, kept, strict=True)])
+        place = np.repeat(np.arange(len(kept)), [keep.sum() for keep in kept])
         told_apart = np.isfinite(expected)
         measured.expectations.append(
             Expectation(
@@ -222,6 +224,7 @@ def score_view(
                 seeds=count,
                 expected=expected[told_apart],
                 true=everything.gains[told_apart],
+                tomogram=place[told_apart],
             )
         )
     return measured

@@ -31,7 +31,7 @@ from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.collect_searches import Collecting, collect
 from copick_cryosam.pretraining.pool import load_sample, sample_paths
 from copick_cryosam.pretraining.searches import Search, read_searches, save_searches
-from copick_cryosam.ranker import MEMBERS, Ranker, Rankers, load_rankers
+from copick_cryosam.ranker import MEMBERS, BetaCurve, Ranker, Rankers, load_rankers
 from copick_cryosam.second_look import Rank
 from copick_cryosam.types import FloatArray
 
@@ -161,6 +161,8 @@ def _fit_all(arguments: argparse.Namespace) -> None:
     else:
         rankers.second, probable = fit(second, searches, how), unseen(second, searches, how)
     rankers.third = fit([one.third(said) for one, said in zip(searches, probable, strict=True)], searches, how)
+    # what these probabilities are worth on other kinds is not known yet (`fit_expectation`)
+    rankers.curve = BetaCurve()
     tensors = {key: value.contiguous() for key, value in copy.deepcopy(rankers.state_dict()).items()}
     target = arguments.weights or Path(copick_cryosam.weights.__file__).with_name("ranker.safetensors")
     save_file(tensors, target)

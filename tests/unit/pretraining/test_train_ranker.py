@@ -109,6 +109,9 @@ def test_nets_are_learned_alone_beside_those_that_ship(tmp_path, keep, learned_a
     main(["fit", "--keep", keep, "--out", str(tmp_path), "--weights", str(target), "--steps", "20"])
     written, shipped = load_file(target), load_rankers().state_dict()
     for key, value in written.items():
+        if key == "curve.coefficients":
+            np.testing.assert_array_equal(value.numpy(), [1, 1, 0])
+            continue
         same = np.array_equal(value.numpy(), shipped[key].numpy())
         assert same != key.startswith(learned_anew), key
 
