@@ -327,7 +327,7 @@ class CryoSAM:
             similarity=proposals.similarity[order],
             score=self.rankers.curve.expected(probability),
         )
-        # Segmenting drops some of the false ones, so that it pays to go on for longer than the precision says.
+        # Where to stop is up to the net's own probability: by the precision that the curve expects, F1 was no higher.
         return Ranked(
             proposals=ranked,
             calibration=stop_at(ranked.score, ranked.score, least, stop_by=probability),
