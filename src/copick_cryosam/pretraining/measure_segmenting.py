@@ -1,7 +1,7 @@
 """Measure settings of cross-plane self-prompting, or other weights of PromptNet, against the default.
 
     python -m copick_cryosam.pretraining.measure_segmenting --templates FOLDER \\
-        [--variant area_jump=1.6,missed_planes=1 ...] [--weights promptnet.safetensors ...] [--fresh] \\
+        [--variant area_jump=1.6,missed_planes=1] [--variant ...] [--weights promptnet.safetensors] [--fresh] \\
         [--repeats 3] [--snr 0.05 0.1] [--seed 1234]
 
 Every true particle of simulated tomograms is prompted a quarter of its radius beside its centre, as a
