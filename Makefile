@@ -21,7 +21,7 @@ help:
 	@echo "make bench-foundation SAM and DINOv2 against the published code's loop, random weights"
 	@echo "make microtubule      figures on a real tomogram, where ../shared/data holds it"
 	@echo "make sasi-table       what each part of SaSi brings, into the README (hours)"
-	@echo "make figures          quality of the picks over seeds, noise and conditions, into docs/figures (a quarter of an hour)"
+	@echo "make figures          quality of the picks over seeds, noise and conditions, into docs/figures (40 minutes)"
 	@echo "make clean            remove .venv, demo and caches"
 
 install: $(INSTALLED)
@@ -77,7 +77,7 @@ sasi-table: $(INSTALLED)
 figures: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m copick_cryosam.pretraining.measure_curves \
 		--templates $(TEMPLATES) --out docs/figures --json docs/figures/curves.json \
-		--readme README.md --threads $(WORKERS)
+		--readme README.md --threads $(WORKERS) --repeats 2
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
