@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -239,6 +240,28 @@ def propose(
         score=ranking[at][order].astype(np.float64),
     )
     return suppress(found, settings.nms_radius * radius_vox)
+
+
+class Search:
+    """Proposes, and remembers the last answer: seeds of one tomogram alone are sought there once, not twice."""
+
+    def __init__(self, settings: MatchingSettings) -> None:
+        self._settings = settings
+        self._last: tuple[weakref.ref[Features], tuple[bytes, bytes, float], Proposals] | None = None
+
+    def propose(
+        self, features: Features, query: Query, radius_vox: float, roi: NDArray[np.bool_] | None = None
+    ) -> Proposals:
+        """See `propose`."""
+        asked = (query.positives.tobytes(), query.negatives.tobytes(), radius_vox)
+        if roi is None and self._last is not None:
+            where, before, found = self._last
+            if where() is features and before == asked:
+                return found
+        found = propose(features, query, radius_vox, self._settings, roi)
+        if roi is None:
+            self._last = weakref.ref(features), asked, found
+        return found
 
 
 def _smooth_within(

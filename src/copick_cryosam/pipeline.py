@@ -29,7 +29,7 @@ from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.errors import InputError, SeedError
 from copick_cryosam.features import DenseFeatures, EmbeddingStore
 from copick_cryosam.findings import Found, Ranked, Seeded, Shortlist, Tomogram
-from copick_cryosam.matching import Query, merge_queries, nearest_within, propose, scores_near, whiten_dense
+from copick_cryosam.matching import Query, Search, merge_queries, nearest_within, scores_near, whiten_dense
 from copick_cryosam.preparing import prepare
 from copick_cryosam.ranker import Rankers, load_rankers
 from copick_cryosam.second_look import (
@@ -59,6 +59,7 @@ class CryoSAM:
         self.settings = settings
         self.device = device
         self.rankers: Rankers | None = load_rankers() if settings.looks_again else None
+        self._search = Search(settings.matching)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -209,7 +210,7 @@ class CryoSAM:
         features = np.stack([tomogram.features.pool([one]) for one in solid])
         weighted = list(zip(features, [one.size for one in solid], strict=True))
         matching = self.settings.matching
-        own = propose(tomogram.features, merge_queries(weighted, [], matching), radius_vox, matching)
+        own = self._search.propose(tomogram.features, merge_queries(weighted, [], matching), radius_vox)
         scores = scores_near(own, seeds, radius_vox)
         return Seeded(
             instances=found,
@@ -247,7 +248,7 @@ class CryoSAM:
     ) -> Shortlist:
         """Propose in one tomogram, and look again (eqs. 5 and 6, then `copick_cryosam.second_look`)."""
         began = time.perf_counter()
-        proposals = propose(tomogram.features, query, radius_vox, self.settings.matching, roi)
+        proposals = self._search.propose(tomogram.features, query, radius_vox, roi)
         looks = [one.look for one in seeded if one.look is not None]
         look, context = None, np.zeros(0, dtype=np.int64)
         if self.rankers is not None and looks and len(proposals):

@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 from bench_embedded import RADIUS, processor, tomogram
 
-from copick_cryosam import pipeline
+from copick_cryosam import matching
 from copick_cryosam.compute import run_job
 from copick_cryosam.compute.embeddings import TomogramEmbeddings
 from copick_cryosam.config import override, preset
@@ -43,7 +43,7 @@ STAGES = (
     ("seed", CryoSAM, "seed"),
     ("shortlist", CryoSAM, "shortlist"),
     ("finish", CryoSAM, "finish"),
-    ("match", pipeline, "propose"),
+    ("match", matching, "propose"),
     ("write", Writer, "write"),
 )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
+from copick_cryosam import matching
 from copick_cryosam.config import MatchingSettings
 from copick_cryosam.errors import InputError
 from copick_cryosam.features import CellGrid, DenseFeatures
@@ -394,3 +398,38 @@ def test_suppression_equals_the_plain_greedy_rule(rows, radius):
     found = suppress(proposals(points, scores), radius)
     np.testing.assert_array_equal(found.points.zyx, points[kept])
     np.testing.assert_array_equal(found.score, scores[kept])
+
+
+# --- the last answer is remembered --------------------------------------------------------------
+
+
+def test_the_same_question_is_answered_once_and_any_other_anew(monkeypatch):
+    features = planted((30, 32, 34), [(10, 10, 10), (20, 22, 24)])
+    others = planted((30, 32, 34), [(10, 10, 10)])
+    asked = []
+
+    def counted(*question):
+        asked.append(question)
+        return propose(*question)
+
+    monkeypatch.setattr(matching, "propose", counted)
+    search = matching.Search(MatchingSettings())
+    first = search.propose(features, QUERY, 6.0)
+    assert search.propose(features, Query(positives=OBJECT[None].copy(), negatives=NO_NEGATIVES), 6.0) is first
+    assert len(asked) == 1
+    roi = np.zeros((30, 32, 34), dtype=bool)
+    roi[:15] = True
+    against = Query(positives=OBJECT[None], negatives=OTHER[None])
+    assert len(search.propose(features, QUERY, 6.0, roi)) < len(first)
+    for question in ((features, QUERY, 5.0), (features, against, 6.0), (others, QUERY, 6.0)):
+        assert search.propose(*question) is not first
+    assert len(asked) == 5
+
+
+def test_what_is_remembered_keeps_no_tomogram_alive():
+    features = planted((12, 12, 12), [(6, 6, 6)])
+    search, gone = matching.Search(MatchingSettings()), weakref.ref(features)
+    search.propose(features, QUERY, 6.0)
+    del features
+    gc.collect()
+    assert gone() is None
