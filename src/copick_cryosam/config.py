@@ -131,7 +131,14 @@ class SegmenterSettings(_Settings):
     )
     extent: float = Field(1.5, gt=0, le=2, description="cap along the axis, in object diameters")
     fuse: Literal["vote", "union"] = Field("vote", description="2-of-3 vote of the axes, or the paper's union")
-    batch: int = Field(128, ge=1, description="plane prompts decoded in one call")
+    slab: int = Field(
+        2,
+        ge=0,
+        le=2,
+        description="promptnet: planes on each side of the prompted one that a prompt tells of, too, "
+        "a 48th of the window apart, or a voxel",
+    )
+    batch: int = Field(128, ge=1, description="prompts decoded in one call")
 
 
 class MatchingSettings(_Settings):

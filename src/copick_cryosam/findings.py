@@ -128,7 +128,7 @@ class Found:
     proposals : every point that was proposed, best first, with its score
     expected_precision : of each proposal, shape (N,)
     threshold : the score under which proposals were left out
-    decodes : plane prompts decoded
+    decodes : prompts decoded, each for a plane or a slab of planes
     seconds : wall-clock time by stage
     particles : boxes and poses of the surest picks, for an average; None where none was asked for
     wedge : that the second look respected; None without one

@@ -44,6 +44,18 @@ def test_half_turns_are_counted() -> None:
     assert seconds[2] - seconds[0] == pytest.approx(3 * (seconds[1] - seconds[0]))
 
 
+def test_planes_that_one_prompt_tells_of_are_counted_once() -> None:
+    seconds = {}
+    for radius in (6.0, 20.0):
+        for slab in (1, 2):
+            settings = override(preset("embedded"), {"segmenter": {"slab": slab}, "encoder": {"turns": 1}})
+            whole = estimate(GRID, radius, settings, EMBEDDED)[1]  # type: ignore[index]
+            none = override(settings, {"segmenter": {"name": "fake"}})
+            seconds[radius, slab] = whole - estimate(GRID, radius, none, EMBEDDED)[1]  # type: ignore[index]
+    assert seconds[6.0, 2] < 0.7 * seconds[6.0, 1]
+    assert seconds[20.0, 2] < 0.7 * seconds[20.0, 1]
+
+
 def test_operations_of_sam_follow_the_tokens() -> None:
     assert _flops(SAMS["vit_h"], 64 * 64) == 5961e9
     # Counted: 1208 G for 224 x 1024 pixels. The estimate may be larger, not smaller.

@@ -21,7 +21,7 @@ _TILE_BYTES_PER_VOXEL = 80
 _ENCODE_SECONDS = {"embednet": 1.2e-6, "fake": 0.5e-6}
 """One CPU core, per voxel and half turn."""
 _DECODE_SECONDS = {"promptnet": 6e-3, "fake": 0.2e-3, "sam": 0.3, "sam2": 0.3}
-"""One CPU core, per plane prompt."""
+"""One CPU core, per prompt."""
 _BF16_GAIN = {"embednet": 2.8, "promptnet": 1.7}
 """How many times faster they are in bf16, on CPUs that compute with it."""
 _READ_SECONDS = 0.1e-6
@@ -90,8 +90,19 @@ def estimate(
         seconds += min(settings.alignment.candidates, proposals) * _LOOK_SECONDS
         if others > settings.alignment.company:
             seconds += settings.alignment.company * _competing(proposals) * _COMPANY_SECONDS
-    decodes = proposals * _WALKS * settings.segmenter.extent * max(radius_vox, 1.0)
+    planes = proposals * _WALKS * settings.segmenter.extent * max(radius_vox, 1.0)
+    decodes = planes / _planes_a_decode(settings.segmenter, radius_vox)
     return memory, seconds + decodes * _seconds(_DECODE_SECONDS, settings.segmenter)
+
+
+def _planes_a_decode(settings: SegmenterSettings, radius_vox: float) -> int:
+    """Planes that one prompt tells of."""
+    if settings.name != "promptnet":
+        return 1
+    from copick_cryosam.segmenters.prompting import half_window
+    from copick_cryosam.segmenters.promptnet import planes_told
+
+    return 2 * planes_told(settings.slab, 2 * half_window(radius_vox) + 1) + 1
 
 
 def _competing(proposals: float) -> float:

@@ -103,7 +103,7 @@ def scene(drawn: Drawn) -> list[Prompts]:
 
 def judge(prompts: Prompts, masks: Sequence[CrossPlaneMask]) -> NDArray[np.float64]:
     """Of each particle the Dice of its mask, whether that is over 0.7, the mask's centroid's distance from the
-    true centre in voxels (an empty mask's centroid is its prompt) and the planes decoded; shape (N, 4)."""
+    true centre in voxels (an empty mask's centroid is its prompt) and the prompts decoded; shape (N, 4)."""
     rows = []
     for one, label, centre in zip(masks, prompts.truth, prompts.centres, strict=True):
         box = tuple(slice(o, o + n) for o, n in zip(one.origin_zyx, one.mask.shape, strict=True))
@@ -171,7 +171,9 @@ def main() -> None:
     segmenter = load_segmenter(base, torch.device("cpu"))
     others = [(str(path), segmenter_of(path, base)) for path in arguments.weights or ()]
     names = arguments.variant or (() if others else VARIANTS)
-    variants = {name: (segmenter, parse(name, base)) for name in names} | {name: (one, base) for name, one in others}
+    changed = {name: parse(name, base) for name in names}
+    variants = {name: (load_segmenter(one, torch.device("cpu")), one) for name, one in changed.items()}
+    variants |= {name: (one, base) for name, one in others}
     rows: dict[float, list[list[NDArray[np.float64]]]] = {snr: [] for snr in arguments.snr}
     for drawn in survey_on(arguments, fresh_shapes if arguments.fresh else tuning_shapes, LAYOUT).draw():
         for prompts in scene(drawn):

@@ -2,9 +2,9 @@
 
     python -m copick_cryosam.pretraining.train_promptnet --pool FOLDER --out FOLDER --steps 1000
 
-Each step clicks on particles of one tomogram and follows them over a few planes, as cross-plane
-self-prompting does: the net's own mask of one plane prompts the next, so that it learns to recover
-from its own drift and to notice where the object ends.
+Each step clicks on particles of one tomogram and follows them over a few slabs of planes, as cross-plane
+self-prompting does: the net's own mask of a slab's last plane prompts the next slab, so that it learns to
+recover from its own drift and to notice where the object ends.
 """
 
 from __future__ import annotations
@@ -22,10 +22,19 @@ from torch import Tensor
 from copick_cryosam.contrast import standardise
 from copick_cryosam.pretraining import loop
 from copick_cryosam.pretraining.pool import Sample
-from copick_cryosam.segmenters.promptnet import PIXELS, PromptNet, assemble, to_pixels, windows_of
+from copick_cryosam.segmenters.promptnet import (
+    PIXELS,
+    TOLD,
+    PromptNet,
+    assemble,
+    between,
+    pitch_of,
+    to_pixels,
+    windows_of,
+)
 
-ROLLOUT = 4
-"""Planes followed from each start."""
+ROLLOUT = 3
+"""Slabs followed from each start."""
 PROMPTS = 14
 """Prompts per tomogram and axis."""
 
@@ -35,7 +44,8 @@ class Start:
     """Where a roll-out begins, rows are prompts that share a tomogram, an axis and a window.
 
     planes (N,), clicks (N, 2) in voxels of the plane, windows (N, 2), labels (N,), direction (N,) of -1 or 1,
-    previous (N, 48, 48) mask logits, meaningful where followed (N,) is True.
+    previous (N, 48, 48) mask logits, of a plane `half` + 1 voxels before, meaningful where followed (N,) is True.
+    half : planes told on each side of the prompted one, in voxels; a walk's steps are twice that and one more
     """
 
     planes: Tensor
@@ -45,6 +55,7 @@ class Start:
     direction: Tensor
     previous: Tensor
     followed: Tensor
+    half: int
 
 
 def truth_of(labels: Tensor, planes: Tensor, windows: Tensor, window: int, wanted: Tensor) -> Tensor:
@@ -70,6 +81,7 @@ def draw_starts(
 ) -> Start:
     """Half the roll-outs begin with a click near a particle's centre, half inside it or just before its end."""
     rows = [a for a in range(3) if a != axis]
+    half = int(rng.integers(1, TOLD + 1) * pitch_of(window))
     planes, clicks, windows, direction, followed = [], [], [], [], []
     for particle in chosen:
         centre, radius = sample.centres[t][particle], float(sample.radii[t][particle])
@@ -92,8 +104,9 @@ def draw_starts(
         direction=torch.tensor(direction),
         previous=torch.zeros(len(chosen), PIXELS, PIXELS),
         followed=torch.tensor(followed),
+        half=half,
     )
-    before = truth_of(labels, start.planes - start.direction, start.windows, window, wanted).float()
+    before = truth_of(labels, start.planes - (half + 1) * start.direction, start.windows, window, wanted).float()
     # a mask as the net itself would give it: soft, a little too large or too small, unsure
     noise = torch.from_numpy(rng.normal(size=(len(chosen), 1, 8, 8))).float()
     soft = F.avg_pool2d(before[:, None], 3, stride=1, padding=1)
@@ -110,6 +123,7 @@ def draw_starts(
         direction=start.direction,
         previous=logits,
         followed=usable,
+        half=half,
     )
 
 
@@ -140,24 +154,25 @@ def plane_loss(outputs: tuple[Tensor, Tensor, Tensor], truth: Tensor) -> tuple[T
 def follow(
     net: PromptNet, stack: Tensor, labels: Tensor, start: Start, window: int, *, bf16: bool
 ) -> tuple[Tensor, Tensor]:
-    """Loss summed over a roll-out, and the IoU with the truth on each of its planes where the object is."""
+    """Loss summed over a roll-out, and the IoU with the truth in each of its slabs where the object is."""
     planes, clicks, previous = start.planes, start.clicks, start.previous
+    pitch = pitch_of(window)
+    away = start.followed.float() * (start.half + 1) / pitch
     total, scores = torch.zeros(()), []
-    for step in range(ROLLOUT):
-        images, inside = windows_of(stack, planes, start.windows, window)
-        pixels = to_pixels(clicks, start.windows, window)
-        x = assemble(images, inside, pixels, previous)
-        if step == 0:  # mask and flag exist only for those that follow a plane
-            x[:, -2:] *= start.followed[:, None, None, None]
+    for _ in range(ROLLOUT):
+        images, inside = windows_of(stack, planes, start.direction, start.windows, window)
+        x = assemble(images, inside, to_pixels(clicks, start.windows, window), previous, away)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             outputs = net(x.contiguous(memory_format=torch.channels_last))
-        truth = truth_of(labels, planes, start.windows, window, start.labels)
-        loss, iou = plane_loss(outputs, truth)
+        levels = [planes + start.direction * round(step * pitch) for step in range(-TOLD, TOLD + 1)]
+        truth = torch.stack([truth_of(labels, one, start.windows, window, start.labels) for one in levels], dim=1)
+        loss, iou = plane_loss(tuple(each.flatten(0, 1) for each in outputs), truth.flatten(0, 1))
         total = total + loss
-        scores.append(iou[truth.sum(dim=(1, 2)) > 4].mean())
-        previous = outputs[0].detach().float()
+        scores.append(iou[truth.flatten(0, 1).sum(dim=(1, 2)) > 4].mean())
+        previous = between(outputs[0].detach().float(), torch.tensor([start.half / pitch]))[:, 0]
         clicks = peak(previous) * (window / PIXELS) + (0.5 * window / PIXELS - 0.5) + start.windows
-        planes = planes + start.direction
+        planes = planes + start.direction * (2 * start.half + 1)
+        away = torch.full_like(away, (start.half + 1) / pitch)
     return total / ROLLOUT, torch.stack(scores)
 
 

@@ -29,7 +29,7 @@ class CrossPlaneMask:
     predicted_iou : the segmenter's own IoU, mean over the planes used weighted by their mask area
     agreement : mean pairwise Dice of the three axes' stacks
     planes : planes used, over the three axes
-    decodes : planes decoded, those that ended a walk included
+    decodes : prompts decoded, those that ended a walk included; a slab of planes is one
     """
 
     mask: NDArray[np.bool_]
@@ -54,7 +54,7 @@ class AxisStack:
     area : voxels in the planes used, shape (N,)
     area_iou : their sum weighted by each plane's predicted IoU, shape (N,)
     planes : planes used, shape (N,)
-    decodes : planes decoded, shape (N,)
+    decodes : prompts decoded, shape (N,)
     """
 
     bits: NDArray[np.uint8]

@@ -318,6 +318,40 @@ def test_the_loss_of_a_plane_prefers_the_truth():
     assert other[0] == 0
 
 
+@pytest.mark.parametrize(("direction", "half"), [(1, 1), (1, 2), (-1, 1), (-1, 2)])
+def test_a_roll_out_meets_the_planes_that_the_net_sees(direction, half):
+    """A net that reads the truth off its pictures is right on every plane of every slab, in either direction."""
+    labels = torch.zeros(40, 60, 60, dtype=torch.int64)
+    grid = torch.stack(torch.meshgrid(*(torch.arange(n) for n in labels.shape), indexing="ij")).float()
+    centre = torch.tensor([20.0, 31.0, 28.0])
+    labels[((grid - centre[:, None, None, None]) ** 2).sum(0) <= 14**2] = 3
+    prompts: list[torch.Tensor] = []
+
+    def reads(x):
+        prompts.append(x[:, -2:])
+        sure = torch.full((len(x), 5), 6.0)
+        return (x[:, 1:6] - 0.5) * 12, sure, sure
+
+    start = train_promptnet.Start(
+        planes=torch.tensor([20 + direction]),
+        clicks=torch.tensor([[31.0, 28.0]]),
+        windows=torch.tensor([[7, 4]]),
+        labels=torch.tensor([3]),
+        direction=torch.tensor([direction]),
+        previous=torch.zeros(1, PIXELS, PIXELS),
+        followed=torch.tensor([False]),
+        half=half,
+    )
+    _, scores = train_promptnet.follow(reads, (labels == 3).float()[None, None], labels, start, PIXELS, bf16=False)
+    assert scores.tolist() == [1.0, 1.0]
+    first, second = prompts
+    assert not first.any()
+    # the second slab is prompted with the first one's last plane, and told how far that is
+    last = labels[20 + direction * (1 + half), 7:55, 4:52] == 3
+    assert torch.equal(second[0, 0] > 0, last)
+    assert second[0, 1].unique().tolist() == [(half + 1) / 4]
+
+
 def test_the_learning_rate_warms_up_and_falls():
     rates = [loop.learning_rate(step, 1000, 1e-3) for step in range(1000)]
     assert rates[0] == pytest.approx(1e-5)

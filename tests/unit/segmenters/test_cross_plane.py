@@ -11,7 +11,7 @@ import torch
 from copick_cryosam.config import SegmenterSettings
 from copick_cryosam.errors import DeviceError, InputError
 from copick_cryosam.segmenters import Decoded, load_segmenter
-from copick_cryosam.segmenters import cross_plane as module
+from copick_cryosam.segmenters import walking as module
 from copick_cryosam.segmenters.cross_plane import CrossPlaneMask, half_window, segment
 from copick_cryosam.segmenters.fusing import AxisStack, combine
 from copick_cryosam.types import VoxelPoints
