@@ -136,7 +136,7 @@ class SegmenterSettings(_Settings):
         ge=0,
         le=2,
         description="promptnet: planes on each side of the prompted one that a prompt tells of, too, "
-        "a 48th of the window apart, or a voxel",
+        "a 48th of the window apart, or a voxel; seeds are prompted plane by plane",
     )
     batch: int = Field(128, ge=1, description="prompts decoded in one call")
 

@@ -60,7 +60,7 @@ def segment(
     segmenter : any backend of `copick_cryosam.segmenters`
     settings : stop rules, fusion and batch size
     progress : told of ended walks
-    sure : the points are known to lie on the object, as seeds are; proposals may not
+    sure : the points are known to lie on the object, as seeds are, and proposals may not; each plane is prompted
 
     Returns
     -------

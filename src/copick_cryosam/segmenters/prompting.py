@@ -106,7 +106,8 @@ class Axis:
         self._plane_shape = [volume.shape[other] for other in self.others]
         self._segmenter, self._batches = segmenter, batches
         self._embeddings: Any = segmenter.embed(volume, axis, radius_vox)
-        self.told = planes_told(segmenter, self.window)
+        # seeds decide what is looked for: each of their planes is prompted
+        self.told = 0 if sure else planes_told(segmenter, self.window)
 
     def decode(self, prompts: SlabPrompts) -> list[Planes]:
         """The planes of N prompts' slabs, in the order of the walks; logits are dropped batch by batch."""
@@ -119,7 +120,7 @@ class Axis:
         rows, columns = (windows[:, i, None] + offsets for i in (0, 1))
         height, width = self._plane_shape
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-        slab = decode_slab(self._segmenter, self._embeddings, prompts, self.window)
+        slab = decode_slab(self._segmenter, self._embeddings, prompts, self.window, self.told)
         if prompts.masks is None and self.sure:
             slab[self.told] = replace(slab[self.told], presence=torch.ones_like(slab[self.told].presence))
         return [self._plane(decoded, windows, inside) for decoded in slab]

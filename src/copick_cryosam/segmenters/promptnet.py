@@ -215,15 +215,11 @@ class PromptNetSegmenter:
         prompts = SlabPrompts(
             planes=planes, directions=ahead, points=points, windows=windows, masks=mask_prompts, away=away
         )
-        return self._decode(embeddings, prompts, window, 0)[0]
-
-    def decode_slab(self, embeddings: Planes, prompts: SlabPrompts, window: int) -> list[Decoded]:
-        """See `SlabSegmenter.decode_slab`."""
-        return self._decode(embeddings, prompts, window, self.planes_told(window))
+        return self.decode_slab(embeddings, prompts, window, 0)[0]
 
     @torch.inference_mode()
-    def _decode(self, embeddings: Planes, prompts: SlabPrompts, window: int, told: int) -> list[Decoded]:
-        """The planes from `told` voxels before the prompted one to as many behind it."""
+    def decode_slab(self, embeddings: Planes, prompts: SlabPrompts, window: int, told: int) -> list[Decoded]:
+        """See `SlabSegmenter.decode_slab`."""
         windows, pitch = prompts.windows, pitch_of(window)
         images, inside = windows_of(embeddings.stack, prompts.planes, prompts.directions, windows, window)
         clicks = to_pixels(prompts.points, windows, window)

@@ -65,8 +65,11 @@ class SlabSegmenter(Protocol):
         """Planes on each side of the prompted one, in voxels, for windows of `window` voxels."""
         ...
 
-    def decode_slab(self, embeddings: Any, prompts: SlabPrompts, window: int) -> list[Decoded]:
-        """What `PlaneSegmenter.decode` says, of every plane of the slab, in the order of the walk."""
+    def decode_slab(self, embeddings: Any, prompts: SlabPrompts, window: int, told: int) -> list[Decoded]:
+        """What `PlaneSegmenter.decode` says, of `told` planes on each side, too, in the order of the walk.
+
+        `told` is at most `planes_told`.
+        """
         ...
 
 
@@ -75,8 +78,10 @@ def planes_told(segmenter: PlaneSegmenter, window: int) -> int:
     return segmenter.planes_told(window) if isinstance(segmenter, SlabSegmenter) else 0
 
 
-def decode_slab(segmenter: PlaneSegmenter, embeddings: Any, prompts: SlabPrompts, window: int) -> list[Decoded]:
-    """The planes of each prompt's slab, twice `planes_told` and one, in the order of the walk."""
+def decode_slab(
+    segmenter: PlaneSegmenter, embeddings: Any, prompts: SlabPrompts, window: int, told: int
+) -> list[Decoded]:
+    """The planes of each prompt's slab, twice `told` and one, in the order of the walk."""
     if isinstance(segmenter, SlabSegmenter):
-        return segmenter.decode_slab(embeddings, prompts, window)
+        return segmenter.decode_slab(embeddings, prompts, window, told)
     return [segmenter.decode(embeddings, prompts.planes, prompts.points, prompts.windows, window, prompts.masks)]

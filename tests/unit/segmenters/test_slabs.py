@@ -63,12 +63,12 @@ class Slabs(Labels):
     def planes_told(self, window):
         return self.told
 
-    def decode_slab(self, embeddings, prompts, window):
+    def decode_slab(self, embeddings, prompts, window, told):
         self.asked += len(prompts)
         self.seen.append(prompts)
         return [
             self.plane(embeddings, prompts.planes + step * prompts.directions, prompts.windows, window)
-            for step in range(-self.told, self.told + 1)
+            for step in range(-told, told + 1)
         ]
 
 
@@ -114,6 +114,14 @@ def test_a_slab_is_one_decode():
     assert (slabs.planes, slabs.decodes) == (33, 3 * (1 + 2))
 
 
+def test_seeds_are_prompted_plane_by_plane():
+    truth = np.zeros((31, 31, 31), dtype=bool)
+    truth[10:21, 10:21, 10:21] = True
+    volume, centre = torch.zeros(truth.shape), VoxelPoints(np.array([[15.0, 15.0, 15.0]]))
+    (seed,) = segment(volume, centre, 6.0, Slabs(truth, told=2), settings(), sure=True)
+    assert (seed.planes, seed.decodes) == (33, 3 * (11 + 2))
+
+
 def test_a_slab_is_prompted_by_the_last_plane_that_was_used():
     truth = np.zeros((41, 9, 9), dtype=bool)
     truth[5:36] = True
@@ -142,7 +150,7 @@ def test_single_planes_have_slabs_of_one():
         masks=None,
         away=torch.tensor([0]),
     )
-    (only,) = decode_slab(segmenter, segmenter.embed(torch.zeros(5, 6, 7), 0, 2.0), prompts, 6)
+    (only,) = decode_slab(segmenter, segmenter.embed(torch.zeros(5, 6, 7), 0, 2.0), prompts, 6, 0)
     assert (only.logits[0] > 0).all()
 
 
@@ -187,7 +195,7 @@ def test_a_slab_of_promptnet_holds_its_own_planes():
             masks=None,
             away=torch.zeros(1, dtype=torch.int64),
         )
-        return segmenter.decode_slab(segmenter.embed(volume, 0, 6.0), prompts, window)
+        return segmenter.decode_slab(segmenter.embed(volume, 0, 6.0), prompts, window, segmenter.planes_told(window))
 
     ahead, mirrored = slab(volume, 8, forth), slab(volume.flip(0), 12, back)
     assert len(ahead) == len(mirrored) == 5
