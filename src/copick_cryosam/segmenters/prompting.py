@@ -50,10 +50,12 @@ class Planes:
 
 
 def joined(parts: Sequence[Planes]) -> Planes:
+    """The planes of several groups of walks, one after the other."""
     return Planes(*(torch.cat(same) for same in zip(*(_values(part) for part in parts), strict=True)))
 
 
 def keep(planes: Planes, which: Tensor) -> Planes:
+    """The planes of the walks `which`, a mask or indices."""
     return Planes(*(values[which.to(values.device)] for values in _values(planes)))
 
 
