@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from copick_cryosam.segmenters.promptnet import (
     assemble,
     between,
     pitch_of,
+    planes_told,
     to_pixels,
     windows_of,
 )
@@ -81,7 +82,7 @@ def draw_starts(
 ) -> Start:
     """Half the roll-outs begin with a click near a particle's centre, half inside it or just before its end."""
     rows = [a for a in range(3) if a != axis]
-    half = int(rng.integers(1, TOLD + 1) * pitch_of(window))
+    half = planes_told(int(rng.integers(1, TOLD + 1)), window)
     planes, clicks, windows, direction, followed = [], [], [], [], []
     for particle in chosen:
         centre, radius = sample.centres[t][particle], float(sample.radii[t][particle])
@@ -115,16 +116,8 @@ def draw_starts(
     # where the plane before is empty there is nothing to follow: such a roll-out begins with its click
     usable = start.followed & (before.sum(dim=(1, 2)) > 4)
     clicks_followed = peak(logits) * (window / PIXELS) + (0.5 * window / PIXELS - 0.5) + start.windows
-    return Start(
-        planes=start.planes,
-        clicks=torch.where(usable[:, None], clicks_followed, start.clicks),
-        windows=start.windows,
-        labels=start.labels,
-        direction=start.direction,
-        previous=logits,
-        followed=usable,
-        half=half,
-    )
+    clicks_used = torch.where(usable[:, None], clicks_followed, start.clicks)
+    return replace(start, clicks=clicks_used, previous=logits, followed=usable)
 
 
 def peak(logits: Tensor) -> Tensor:
@@ -165,10 +158,11 @@ def follow(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             outputs = net(x.contiguous(memory_format=torch.channels_last))
         levels = [planes + start.direction * round(step * pitch) for step in range(-TOLD, TOLD + 1)]
-        truth = torch.stack([truth_of(labels, one, start.windows, window, start.labels) for one in levels], dim=1)
-        loss, iou = plane_loss(tuple(each.flatten(0, 1) for each in outputs), truth.flatten(0, 1))
+        masks = [truth_of(labels, one, start.windows, window, start.labels) for one in levels]
+        truth = torch.stack(masks, dim=1).flatten(0, 1)
+        loss, iou = plane_loss(tuple(each.flatten(0, 1) for each in outputs), truth)
         total = total + loss
-        scores.append(iou[truth.flatten(0, 1).sum(dim=(1, 2)) > 4].mean())
+        scores.append(iou[truth.sum(dim=(1, 2)) > 4].mean())
         previous = between(outputs[0].detach().float(), torch.tensor([start.half / pitch]))[:, 0]
         clicks = peak(previous) * (window / PIXELS) + (0.5 * window / PIXELS - 0.5) + start.windows
         planes = planes + start.direction * (2 * start.half + 1)

@@ -135,7 +135,7 @@ def windows_of(
     return images * inside, inside
 
 
-def assemble(images: Tensor, inside: Tensor, clicks: Tensor, previous: Tensor | None, away: Tensor | None) -> Tensor:
+def assemble(images: Tensor, inside: Tensor, clicks: Tensor, previous: Tensor | None, away: Tensor) -> Tensor:
     """The net's input, (N, CHANNELS, 48, 48).
 
     Parameters
@@ -148,12 +148,11 @@ def assemble(images: Tensor, inside: Tensor, clicks: Tensor, previous: Tensor | 
     along_rows = torch.exp(-((axis - clicks[:, :1]) ** 2) / (2 * _CLICK_WIDTH**2))
     along_columns = torch.exp(-((axis - clicks[:, 1:]) ** 2) / (2 * _CLICK_WIDTH**2))
     click = (along_rows[:, :, None] * along_columns[:, None, :])[:, None]
-    if previous is None or away is None:
-        mask = far = torch.zeros_like(inside)
-    else:
-        known = (away > 0)[:, None, None, None]
-        mask = (previous[:, None].clamp(-_LOGIT_RANGE, _LOGIT_RANGE) / _LOGIT_RANGE) * known
-        far = (away.float().clamp(max=_AWAY_RANGE) / _AWAY_RANGE)[:, None, None, None].expand_as(inside)
+    away = away[:, None, None, None]
+    mask = torch.zeros_like(inside)
+    if previous is not None:
+        mask = (previous[:, None].clamp(-_LOGIT_RANGE, _LOGIT_RANGE) / _LOGIT_RANGE) * (away > 0)
+    far = (away.float().clamp(max=_AWAY_RANGE) / _AWAY_RANGE).expand_as(inside)
     return torch.cat([images.clamp(-5, 5), inside, click, mask, far], dim=1)
 
 

@@ -70,7 +70,7 @@ class _Gathered:
         self._used, self._decodes = torch.zeros_like(self._area), torch.zeros_like(self._area)
 
     def decoded(self, who: Tensor) -> None:
-        """One plane more was decoded for each walk of the proposals `who`."""
+        """One prompt more was decoded for each walk of the proposals `who`."""
         self._decodes.index_add_(0, who, torch.ones_like(who))
 
     def use(self, who: Tensor, offset: Tensor | int, planes: Planes) -> None:
@@ -96,7 +96,6 @@ class _Walks:
     who : proposal of each walk, shape (N,)
     sign : 1 or -1, shape (N,)
     missed : planes missed in a row, shape (N,)
-    at : steps from the prompt to the last plane used, shape (N,)
     last : that plane
     first_score : predicted IoU of the prompted plane, shape (N,)
     """
@@ -104,7 +103,6 @@ class _Walks:
     who: Tensor
     sign: Tensor
     missed: Tensor
-    at: Tensor
     last: Planes
     first_score: Tensor
 
@@ -117,7 +115,6 @@ class _Walks:
             self.who[which],
             self.sign[which],
             self.missed[which],
-            self.at[which],
             keep(self.last, which),
             self.first_score[which],
         )
@@ -170,9 +167,9 @@ class _Group:
         self._gathered.use(who, 0, slab[middle])
         self._count.add(2 * (self._number - len(who)))
         sign = torch.cat([torch.ones_like(who), -torch.ones_like(who)])
-        none, last = torch.zeros_like(sign), joined([slab[middle], slab[middle]])
+        last = joined([slab[middle], slab[middle]])
         ahead = [joined([slab[middle + step], slab[middle - step]]) for step in range(1, middle + 1)]
-        return _Walks(who.repeat(2), sign, none, none, last, last.iou), ahead
+        return _Walks(who.repeat(2), sign, torch.zeros_like(sign), last, last.iou), ahead
 
     def _next(self, walks: _Walks, step: int) -> list[Planes]:
         """The next slab of each walk, whose first plane is `step` steps from the prompt."""
@@ -183,7 +180,7 @@ class _Group:
             points=walks.last.peaks,
             windows=self._windows[walks.who],
             masks=walks.last.prompts,
-            away=middle - walks.at,
+            away=self._axis.told + 1 + walks.missed,
         )
         self._gathered.decoded(walks.who)
         return self._axis.decode(prompts)
@@ -196,8 +193,7 @@ class _Group:
         good = now.alive & follows(last.masks, now.masks, now.iou, walks.first_score, self._axis.radius_vox, settings)
         self._gathered.use(walks.who[good], step * walks.sign[good], keep(now, good))
         missed = (walks.missed + 1).masked_fill(good, 0)
-        at = torch.where(good, step, walks.at)
-        walks = replace(walks, missed=missed, at=at, last=latest(last, now, good))
+        walks = replace(walks, missed=missed, last=latest(last, now, good))
         goes_on = missed <= settings.missed_planes
         return self._go_on(walks, goes_on), rows[goes_on]
 
