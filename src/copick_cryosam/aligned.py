@@ -65,17 +65,31 @@ class Turned:
     Attributes
     ----------
     values : complex (R, K), whitened, 0 where it was not measured
-    known : (R, K), how far it was
+    known : (R, K), how far it was; None: everywhere
     rotations : (R, 3, 3)
     squares : (R, K), of the values
-    rounded : (R, 2 K), real and imaginary parts as poses are searched with
+    rounded : (R, 2 K), real and imaginary parts as poses are sought with
+    lower : (R, 2 L), those of the lower frequencies
     """
 
     values: Tensor
-    known: Tensor
+    known: Tensor | None
     rotations: Tensor
     squares: Tensor
     rounded: Tensor
+    lower: Tensor
+
+    def power(self, spectra: Tensor, measured: Tensor) -> Tensor:
+        """Of template and candidates where both were measured, the square of what a correlation is divided by; (R, N).
+
+        Parameters
+        ----------
+        spectra : of the candidates, complex (N, K)
+        measured : how far their tomogram's wedge leaves each frequency, (K,)
+        """
+        squares = spectra.abs().square()
+        theirs = squares.sum(dim=1) if self.known is None else self.known @ squares.T
+        return theirs * (self.squares @ measured)[:, None]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

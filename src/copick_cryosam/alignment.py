@@ -6,8 +6,8 @@ candidate's box turned back by R, and correlated over many R and small shifts. O
 wedges leave count, and the correlation is normalised over them, so that it says how alike two particles are and
 not how they lie to the beam. Noise is whitened by the tomogram's background.
 
-The frequencies are a few hundred, up to `AlignmentSettings.limit` cycles per box, so that all rotations of all
-candidates are one matrix product per shift.
+The frequencies are a few hundred, up to `AlignmentSettings.limit` cycles per box, so that all rotations of many
+candidates are one matrix product (`pose_search`).
 
 A particle in pose (R, c) is particle(x) = reference(R^T (x - c)); F_reference(R^T k) = F_particle(k).
 """
@@ -28,6 +28,7 @@ from copick_cryosam.averaging import Average, average
 from copick_cryosam.config import AlignmentSettings
 from copick_cryosam.contrast import smooth
 from copick_cryosam.devices import fastest_dtype
+from copick_cryosam.pose_search import PoseSearch
 from copick_cryosam.rotations import angles_between, even_rotations, small_rotations, spacing_of
 from copick_cryosam.turning import BOX_EDGE, half_space, inner_spectrum, read, turned_grid
 from copick_cryosam.types import VoxelPoints
@@ -44,7 +45,7 @@ NEAR = 60.0
 _BACKGROUND = 120
 """Boxes from which the background's spectrum is taken."""
 _AT_ONCE = 256
-"""Candidates correlated in one matrix product."""
+"""Candidates transformed or correlated at once."""
 _REFINED = 64
 """Candidates refined at once, each at rotations of its own."""
 
@@ -67,10 +68,7 @@ class Aligner:
         self.frequencies, self.shells = self.frequencies.to(device), self.shells.to(device)
         self._even = even_rotations(settings.rotations)
         self._grid = turned_grid(settings.rotations, settings.limit, device)
-        steps = torch.arange(-settings.shift, settings.shift + 1).float()
-        self.shifts = torch.cartesian_prod(steps, steps, steps).to(device)
-        self._phases = torch.exp(2j * math.pi / BOX_EDGE * (self.shifts @ self.frequencies.T))
-        self._dtype = fastest_dtype(settings.precision, device)
+        self._search = PoseSearch(self.frequencies, settings.shift, fastest_dtype(settings.precision, device))
 
     def look(self, volume: Tensor, points: VoxelPoints, wedge: Wedge) -> Candidates:
         """Cut and transform the boxes around points of a tomogram (Z, Y, X), particles bright."""
@@ -127,7 +125,7 @@ class Aligner:
     def align_turned(self, turned: Turned, candidates: Candidates) -> Aligned:
         """As `align`, with what `turn` made of the template."""
         parts = [
-            self._search(turned, candidates.spectra[start : start + _AT_ONCE], candidates.wedge)
+            self._search.best(turned, candidates.spectra[start : start + _AT_ONCE], candidates.wedge)
             for start in range(0, len(candidates), _AT_ONCE)
         ]
         if not parts:
@@ -136,7 +134,7 @@ class Aligner:
         return Aligned(
             score=score.cpu().numpy().astype(np.float64),
             rotations=turned.rotations[rotation].cpu().numpy().astype(np.float64),
-            shifts=(self.shifts[shift] * self.pixel).cpu().numpy().astype(np.float64),
+            shifts=(self._search.shifts[shift] * self.pixel).cpu().numpy().astype(np.float64),
         )
 
     def turn(self, templates: Sequence[Template], which: Tensor | None = None) -> list[Turned]:
@@ -145,15 +143,7 @@ class Aligner:
         turned = []
         for template, values in zip(templates, grid.read([one.spectrum for one in templates]), strict=True):
             whitened, known = _whitened(template, values, grid.frequencies)
-            turned.append(
-                Turned(
-                    values=whitened,
-                    known=known,
-                    rotations=grid.rotations,
-                    squares=whitened.abs().square(),
-                    rounded=torch.view_as_real(whitened).flatten(1).to(self._dtype),
-                )
-            )
+            turned.append(self._search.turned(whitened, known, grid.rotations))
         return turned
 
     def refine(self, template: Template, candidates: Candidates, coarse: Aligned) -> Aligned:
@@ -188,35 +178,12 @@ class Aligner:
         """Correlation (N, R, S) of N candidates, each at its own rotations (N, R, 3, 3) and shifts (N, S, 3)."""
         turned = self.frequencies @ rotations
         values, known = _whitened(template, read(template.spectrum, turned), turned)
-        power = torch.einsum("nrk,nk->nr", known, spectra.abs().square())
+        squares = spectra.abs().square()
+        power = squares.sum(dim=1)[:, None] if known is None else torch.einsum("nrk,nk->nr", known, squares)
         power = power * (values.abs().square() @ wedge.measured(self.frequencies))
         moved = spectra[:, None] * torch.exp(2j * math.pi / BOX_EDGE * (shifts @ self.frequencies.T))
         products = torch.view_as_real(values).flatten(2) @ torch.view_as_real(moved).flatten(2).transpose(1, 2)
         return products * power.clamp(min=1e-12).rsqrt()[..., None]
-
-    def _search(self, turned: Turned, spectra: Tensor, wedge: Wedge) -> tuple[Tensor, Tensor, Tensor]:
-        """Best correlation of each candidate, and the indices of its rotation and shift."""
-        values = turned.values
-        measured = wedge.measured(self.frequencies)
-        power = (turned.known @ spectra.abs().square().T) * (turned.squares @ measured)[:, None]
-        norm = power.clamp(min=1e-12).rsqrt().to(self._dtype)
-        score = torch.full((len(spectra),), -1.0, dtype=self._dtype, device=spectra.device)
-        rotation = torch.zeros(len(spectra), dtype=torch.long, device=spectra.device)
-        shift = torch.zeros_like(rotation)
-        for index, phase in enumerate(self._phases):
-            # moving the candidate by -s multiplies its transform by exp(2 π i k s)
-            moved = torch.view_as_real(spectra * phase).flatten(1).to(self._dtype)
-            best, which = ((turned.rounded @ moved.T) * norm).max(dim=0)
-            better = best > score
-            score = torch.where(better, best, score)
-            rotation = torch.where(better, which, rotation)
-            shift = torch.where(better, index, shift)
-        if self._dtype is not torch.float32:
-            # which pose is best bears rounding; how good it is must not depend on it
-            every = torch.arange(len(spectra), device=spectra.device)
-            products = (values[rotation].conj() * spectra * self._phases[shift]).real.sum(dim=1)
-            score = products * power[rotation, every].clamp(min=1e-12).rsqrt()
-        return score, rotation, shift
 
     def _template(self, box: Tensor, wedge: Wedge | None, amplitude: Tensor) -> Template:
         return Template(spectrum=inner_spectrum(box, self.settings.limit), wedge=wedge, amplitude=amplitude)
@@ -264,10 +231,16 @@ class Aligner:
         return mean.clamp(min=float(mean.max()) * 1e-6 + 1e-12).sqrt()[self.shells]
 
 
-def _whitened(template: Template, values: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """A template's values (..., K) at turned frequencies, whitened, and how far they are known; unknown ones are 0."""
-    known = torch.ones_like(values.real) if template.wedge is None else template.wedge.measured(frequencies)
-    return values / template.amplitude * known, known
+def _whitened(template: Template, values: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A template's values (..., K) at turned frequencies, whitened, and how far they are known; unknown ones are 0.
+
+    None stands for known everywhere.
+    """
+    whitened = values * (1 / template.amplitude)
+    if template.wedge is None:
+        return whitened, None
+    known = template.wedge.measured(frequencies)
+    return whitened * known, known
 
 
 def _common(wedges: Sequence[Wedge]) -> Wedge | None:
