@@ -3,12 +3,13 @@
 EmbedNet was trained to put a Gaussian of 0.35 object radii at every particle's centre, whatever its kind; what it gives
 is a little wider. So the size of such a peak tells the size of the particle, and a normalised Laplacian of a Gaussian
 over a ladder of radii (scale-space blobs, Lindeberg 1998) finds place and radius together; its height is 1 where the
-net is certain.
+net is certain. How probably a peak is a particle's, a small net says that was learned on simulated tomograms
+(`peak_evidence`, `pretraining.train_peaks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -22,13 +23,28 @@ from copick_cryosam.contrast import check, standardise
 from copick_cryosam.detections import Detections, group
 from copick_cryosam.errors import InputError
 from copick_cryosam.features import CellGrid, DenseFeatures, Features
+from copick_cryosam.peak_evidence import peak_evidence
+from copick_cryosam.ranker import load_peak_ranker
 from copick_cryosam.types import FloatArray, VoxelPoints
 
 if TYPE_CHECKING:
     from copick_cryosam.encoders import Encoder
     from copick_cryosam.pipeline import CryoSAM
 
-__all__ = ["RADII", "Evidence", "decide", "detect", "discover", "evidence", "expected_f1_threshold"]
+__all__ = [
+    "RADII",
+    "Evidence",
+    "Peaks",
+    "decide",
+    "detect",
+    "discover",
+    "evidence",
+    "expected_f1_threshold",
+    "peaks_of",
+]
+
+Judge = Callable[[FloatArray], FloatArray]
+"""From rows of `peak_evidence`, (N, F), to probabilities (N,)."""
 
 RADII = np.geomspace(43.0, 180.0, 7)
 """Å at the net's voxel spacing; the ladder of radii that are looked for."""
@@ -39,8 +55,6 @@ _HEAT, _LEAST = 0.38, 0.75
 """Width of the peaks that the net gives: object radii, and at least so many cells."""
 _FLOOR = 0.05
 """Response under which a peak is none."""
-_CERTAINTY = 1.5
-"""Power of a peak's height that is its probability of being a particle's centre."""
 _DIP = 0.6
 """Two peaks are one particle unless the centre map falls below this part of the lower one between them."""
 _BLUR = 0.5
@@ -61,8 +75,41 @@ class Evidence:
     doubtful: tuple[float, float]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Peaks:
+    """Where particles may be, one peak for each, highest first.
+
+    Attributes
+    ----------
+    cells : of the features' grid, shape (N, 3)
+    height : 0 to 1, shape (N,)
+    radius_vox : of the particles that they would be, shape (N,)
+    """
+
+    cells: NDArray[np.int64]
+    height: FloatArray
+    radius_vox: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+def peaks_of(features: Features, voxel_spacing: float | None = None) -> tuple[DenseFeatures, Peaks]:
+    """The peaks of the centre map, and the features as those that have one; parameters and errors as of `detect`."""
+    if not isinstance(features, DenseFeatures) or features.centre is None or features.foreground is None:
+        raise InputError(
+            "encoder: expected one that recognises particles without a seed, found none of its centres",
+            hint="Use --preset embedded, whose encoder is embednet",
+        )
+    ladder = RADII / (voxel_spacing or NET_SPACING)
+    cells, height, radius = _peaks(features.centre, ladder, features.grid)
+    kept = _one_each(cells, radius, features.centre, features.grid)
+    return features, Peaks(cells=cells[kept], height=height[kept], radius_vox=radius[kept])
+
+
 def detect(
     features: Features,
+    judge: Judge,
     *,
     voxel_spacing: float | None = None,
     radius_range: tuple[float, float] | None = None,
@@ -72,6 +119,7 @@ def detect(
 
     Parameters
     ----------
+    judge : says how probably a peak is a particle's, `ranker.PeakRanker.probability`
     voxel_spacing : Å; None: the net's own 10 Å
     radius_range : Å, least and largest radius that is kept; None: all of the ladder
     max_picks : at most so many are kept, the best
@@ -81,15 +129,11 @@ def detect(
     InputError
         The encoder recognises no particles without a seed.
     """
-    if not isinstance(features, DenseFeatures) or features.centre is None or features.foreground is None:
-        raise InputError(
-            "encoder: expected one that recognises particles without a seed, found none of its centres",
-            hint="Use --preset embedded, whose encoder is embednet",
-        )
-    ladder = RADII / (voxel_spacing or NET_SPACING)
-    cells, probability, radius = _peaks(features.centre, ladder, features.grid)
-    kept = _one_each(cells, probability, radius, features.centre, features.grid)
-    cells, probability, radius = cells[kept], probability[kept], radius[kept]
+    dense, peaks = peaks_of(features, voxel_spacing)
+    points = dense.grid.to_voxels(peaks.cells)
+    probability = judge(peak_evidence(dense, points, peaks.radius_vox, peaks.height))
+    order = np.argsort(-probability, kind="stable")
+    cells, probability, radius = peaks.cells[order], probability[order], peaks.radius_vox[order]
     keep = probability >= expected_f1_threshold(probability)
     if radius_range is not None:
         # a step of the ladder stands for the radii around it
@@ -98,13 +142,14 @@ def detect(
         keep &= (radius * slack >= low) & (radius / slack <= high)
     chosen = np.flatnonzero(keep)[:max_picks]
     cells, radius = cells[chosen], radius[chosen]
-    points = features.grid.to_voxels(cells)
+    points = dense.grid.to_voxels(cells)
+    assert dense.foreground is not None
     return Detections(
-        points=features.grid.clamp(points),
+        points=dense.grid.clamp(points),
         probability=probability[chosen],
         radius_vox=radius,
-        diameter_vox=_diameters(points, radius, features.foreground, features.grid),
-        features=_embeddings(cells, radius, features),
+        diameter_vox=_diameters(points, radius, dense.foreground, dense.grid),
+        features=_embeddings(cells, radius, dense),
     )
 
 
@@ -138,10 +183,10 @@ def discover(
         told = decide([evidence(volume, model.encoder, voxel_spacing) for volume in volumes[:3]])
     else:
         told = polarity
-    found = []
+    found, judge = [], load_peak_ranker().probability
     for volume in volumes:
         opened = model.open(volume, None, 10.0, polarity=told, voxel_spacing=voxel_spacing)
-        found.append(detect(opened.features, voxel_spacing=voxel_spacing))
+        found.append(detect(opened.features, judge, voxel_spacing=voxel_spacing))
     return group(found, clusters)
 
 
@@ -209,7 +254,7 @@ def expected_f1_threshold(probability: FloatArray) -> float:
 def _peaks(
     centre: NDArray[np.float32], ladder: FloatArray, grid: CellGrid
 ) -> tuple[NDArray[np.int64], FloatArray, FloatArray]:
-    """Maxima over place and radius, best first: cells (N, 3), probability and radius in voxels."""
+    """Maxima over place and radius, best first: cells (N, 3), height and radius in voxels."""
     # A Gaussian of width s gives the Laplacian's highest response, 0.5577, at the width sqrt(2 / 3) s.
     best = np.sqrt(2 / 3)
     stack: list[NDArray[np.float32]] = []
@@ -227,19 +272,15 @@ def _peaks(
         heights.append(response[tuple(cells.T)])
         radii.append(np.full(len(cells), ladder[step]))
     cells = np.concatenate(found)
-    probability = np.clip(np.concatenate(heights).astype(np.float64), 0, 1) ** _CERTAINTY
-    order = np.argsort(-probability, kind="stable")
-    return cells[order], probability[order], np.concatenate(radii)[order]
+    height = np.clip(np.concatenate(heights).astype(np.float64), 0, 1)
+    order = np.argsort(-height, kind="stable")
+    return cells[order], height[order], np.concatenate(radii)[order]
 
 
 def _one_each(
-    cells: NDArray[np.int64],
-    probability: FloatArray,
-    radius: FloatArray,
-    centre: NDArray[np.float32],
-    grid: CellGrid,
+    cells: NDArray[np.int64], radius: FloatArray, centre: NDArray[np.float32], grid: CellGrid
 ) -> NDArray[np.int64]:
-    """Indices of peaks that belong to particles of their own, best first.
+    """Indices of peaks that belong to particles of their own; peaks are given best first.
 
     A peak falls to a better one within the larger radius of the two, and within the sum of their radii where the
     centre map does not dip between them: particles that touch have a dip, halves of one have none.

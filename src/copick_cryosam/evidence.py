@@ -13,20 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from copick_cryosam.features import DenseFeatures
 from copick_cryosam.fisher import fisher_z
 from copick_cryosam.neighbourhood import discriminant, neighbourhood
-from copick_cryosam.rotations import even_directions
+from copick_cryosam.spheres import nearest_cells, on_spheres, read_spheres
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 
-REGIONS = (0.4, 0.75, 1.05, 1.45)
-"""Radii, in the object's, of the spheres on which a particle is looked at: middle, body, rim, surroundings."""
-_DIRECTIONS = 32
 _PARTED = 3
-"""Of the `REGIONS`, those that belong to the particle; the surroundings hold others."""
+"""Of the spheres' `REGIONS`, those that belong to the particle; the surroundings hold others."""
 LEAST = 1e-6
 """Probabilities nearer to 0 and 1 are taken for this near."""
 _MANY = 250
@@ -37,7 +33,7 @@ _BEST = 5
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Surfaces:
-    """What lies on the spheres of `REGIONS` around points.
+    """What lies on the spheres of `spheres.REGIONS` around points.
 
     Attributes
     ----------
@@ -78,24 +74,14 @@ def surfaces(volume: NDArray[np.float32], features: DenseFeatures, points: Voxel
     """
     if features.foreground is None or features.centre is None:
         raise ValueError("surfaces: expected features with foreground and centre maps, found none")
-    offsets = np.stack([radius * radius_vox * even_directions(_DIRECTIONS) for radius in REGIONS])
-    places = points.zyx[:, None, None] + offsets
-    cells = np.clip(
-        np.round(features.grid.to_cells(VoxelPoints(places.reshape(-1, 3)))).astype(int),
-        0,
-        np.array(features.grid.shape) - 1,
-    ).reshape(places.shape)
+    places = on_spheres(points, np.full(len(points), radius_vox))
     voxels = np.clip(np.round(places).astype(int), 0, np.array(volume.shape) - 1)
-    z, y, x = (torch.from_numpy(cells[..., axis]) for axis in range(3))
-    values = features.values[:, z, y, x]
-    mean = values.float().mean(dim=-1).permute(1, 2, 0).cpu().numpy()
-    at = tuple(np.moveaxis(cells, -1, 0))
-    middle = np.clip(np.round(features.grid.to_cells(points)).astype(int), 0, np.array(features.grid.shape) - 1)
+    seen, foreground = read_spheres(features, places)
     return Surfaces(
-        features=mean / np.maximum(np.linalg.norm(mean, axis=2, keepdims=True), 1e-6),
-        foreground=features.foreground[at].mean(axis=-1).astype(np.float64),
+        features=seen,
+        foreground=foreground,
         density=volume[tuple(np.moveaxis(voxels, -1, 0))].mean(axis=-1).astype(np.float64),
-        centre=features.centre[tuple(middle.T)].astype(np.float64),
+        centre=features.centre[tuple(nearest_cells(features, points.zyx).T)].astype(np.float64),
     )
 
 

@@ -23,6 +23,8 @@ MEMBERS = 5
 """Nets whose logits are averaged."""
 FIRST, SECOND, THIRD = 36, 53, 22
 """Columns of `evidence.first_evidence`, `evidence.second_evidence` and `class_evidence.third_evidence`."""
+PEAKS = 135
+"""Columns of `peak_evidence.peak_evidence` of EmbedNet's features."""
 Which = Literal["first", "second", "third"]
 _CLIP = 4.0
 """Standard deviations; what training never saw is not extrapolated."""
@@ -106,6 +108,24 @@ class Rankers(nn.Module):
     def probability(self, evidence: FloatArray, which: Which) -> FloatArray:
         """Probability of each row, shape (N,), 0 to 1."""
         return {"first": self.first, "second": self.second, "third": self.third}[which].probability(evidence)
+
+
+class PeakRanker(Ranker):
+    """From the evidence of a peak to the probability that it is a particle of any kind (`pretraining.train_peaks`)."""
+
+    signature = "peaks"
+
+    def __init__(self) -> None:
+        super().__init__(PEAKS)
+
+
+def load_peak_ranker() -> PeakRanker:
+    """The shipped one."""
+    from copick_cryosam.weights import load_weights
+
+    ranker = PeakRanker()
+    ranker.signature = load_weights("peaks", ranker)
+    return ranker.eval()
 
 
 def load_rankers() -> Rankers:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from copick_cryosam.evidence import REGIONS, Surfaces, _company, first_evidence, second_evidence, surfaces
+from copick_cryosam.evidence import Surfaces, _company, first_evidence, second_evidence, surfaces
 from copick_cryosam.features import CellGrid, DenseFeatures
 from copick_cryosam.neighbourhood import discriminant, neighbourhood
 from copick_cryosam.ranker import FIRST, SECOND
+from copick_cryosam.spheres import REGIONS
 from copick_cryosam.types import Proposals, VoxelPoints
 
 SHAPE = (33, 40, 47)

@@ -18,6 +18,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -39,6 +40,15 @@ FOLDS = 3
 """Nets of one kind that the next one learns with, each on all samples but a third."""
 BATCH = 1024
 """Candidates that each member learns from in a step."""
+
+
+class Lessons(Protocol):
+    """What `fit` learns from: 1 for a particle, 0 for anything else, shape (N,), and where anything is learned."""
+
+    @property
+    def truth(self) -> FloatArray: ...
+    @property
+    def lesson(self) -> NDArray[np.bool_]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +79,7 @@ def unseen(evidence: Sequence[FloatArray], searches: Sequence[Search], how: Trai
     return [nets[fold[one.sample]].probability(x) for x, one in zip(evidence, searches, strict=True)]
 
 
-def fit(evidence: Sequence[FloatArray], searches: Sequence[Search], how: Training) -> Ranker:
+def fit(evidence: Sequence[FloatArray], searches: Sequence[Lessons], how: Training) -> Ranker:
     """Train an ensemble: each member on a bootstrap of the searches, cross-entropy, so that it is calibrated.
 
     Parameters

@@ -1,0 +1,53 @@
+"""What lies on spheres around points: middle, body, rim and surroundings of a particle."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from copick_cryosam.features import DenseFeatures
+from copick_cryosam.rotations import even_directions
+from copick_cryosam.types import FloatArray, VoxelPoints
+
+REGIONS = (0.4, 0.75, 1.05, 1.45)
+"""Radii, in the object's, of the spheres on which a particle is looked at."""
+_DIRECTIONS = 32
+
+
+def on_spheres(points: VoxelPoints, radius_vox: FloatArray) -> FloatArray:
+    """Places on the spheres of `REGIONS` around points of radii (N,), voxels, shape (N, 4, 32, 3)."""
+    directions = even_directions(_DIRECTIONS)
+    radii = np.array(REGIONS) * np.asarray(radius_vox)[:, None]
+    return np.asarray(points.zyx[:, None, None] + radii[:, :, None, None] * directions)
+
+
+def read_spheres(features: DenseFeatures, places: FloatArray) -> tuple[NDArray[np.float32], FloatArray]:
+    """Means over each sphere; what lies outside the tomogram is its nearest edge.
+
+    Parameters
+    ----------
+    places : of `on_spheres`
+
+    Returns
+    -------
+    Feature, unit length, shape (N, 4, C), and foreground, shape (N, 4).
+
+    Raises
+    ------
+    ValueError
+        The features know no foreground.
+    """
+    if features.foreground is None:
+        raise ValueError("spheres: expected features with a foreground map, found none")
+    at = tuple(np.moveaxis(nearest_cells(features, places), -1, 0))
+    z, y, x = (torch.from_numpy(index) for index in at)
+    mean = features.values[:, z, y, x].float().mean(dim=-1).permute(1, 2, 0).cpu().numpy()
+    unit = mean / np.maximum(np.linalg.norm(mean, axis=2, keepdims=True), 1e-6)
+    return unit, features.foreground[at].mean(axis=-1).astype(np.float64)
+
+
+def nearest_cells(features: DenseFeatures, places: FloatArray) -> NDArray[np.int64]:
+    """Cells of voxel places (..., 3), those of the edge for places outside."""
+    cells = np.round(features.grid.to_cells(VoxelPoints(places.reshape(-1, 3)))).astype(np.int64)
+    return np.clip(cells, 0, np.array(features.grid.shape) - 1).reshape(places.shape)
