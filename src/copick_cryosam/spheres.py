@@ -13,6 +13,8 @@ from copick_cryosam.types import FloatArray, VoxelPoints
 REGIONS = (0.4, 0.75, 1.05, 1.45)
 """Radii, in the object's, of the spheres on which a particle is looked at."""
 _DIRECTIONS = 32
+_AT_ONCE = 1024
+"""Points whose features are gathered at once."""
 
 
 def on_spheres(points: VoxelPoints, radius_vox: FloatArray) -> FloatArray:
@@ -40,11 +42,13 @@ def read_spheres(features: DenseFeatures, places: FloatArray) -> tuple[NDArray[n
     """
     if features.foreground is None:
         raise ValueError("spheres: expected features with a foreground map, found none")
-    at = tuple(np.moveaxis(nearest_cells(features, places), -1, 0))
-    z, y, x = (torch.from_numpy(index) for index in at)
-    mean = features.values[:, z, y, x].float().mean(dim=-1).permute(1, 2, 0).cpu().numpy()
+    cells = nearest_cells(features, places)
+    mean = np.empty((*places.shape[:2], len(features.values)), dtype=np.float32)
+    for start in range(0, len(cells), _AT_ONCE):
+        z, y, x = (torch.from_numpy(cells[start : start + _AT_ONCE, ..., axis]) for axis in range(3))
+        mean[start : start + _AT_ONCE] = features.values[:, z, y, x].float().mean(dim=-1).permute(1, 2, 0).cpu().numpy()
     unit = mean / np.maximum(np.linalg.norm(mean, axis=2, keepdims=True), 1e-6)
-    return unit, features.foreground[at].mean(axis=-1).astype(np.float64)
+    return unit, features.foreground[tuple(np.moveaxis(cells, -1, 0))].mean(axis=-1).astype(np.float64)
 
 
 def nearest_cells(features: DenseFeatures, places: FloatArray) -> NDArray[np.int64]:

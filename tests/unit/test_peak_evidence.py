@@ -75,6 +75,15 @@ def test_sizes_are_told_in_the_nets_voxels() -> None:
     np.testing.assert_allclose(one[0, :3], [np.log(0.71), np.log(10), 0.25])
 
 
+def test_many_points_are_read_as_few_are() -> None:
+    features = ball(10.0)
+    many = VoxelPoints(np.random.default_rng(0).uniform(0, [38, 49, 58], size=(2500, 3)))
+    seen, foreground = read_spheres(features, on_spheres(many, np.full(2500, 6.0)))
+    some = VoxelPoints(many.zyx[2000:2010])
+    np.testing.assert_array_equal(seen[2000:2010], read_spheres(features, on_spheres(some, np.full(10, 6.0)))[0])
+    assert len(foreground) == 2500
+
+
 def test_features_without_maps_are_refused() -> None:
     features = DenseFeatures(values=torch.zeros(2, 4, 4, 4), grid=CellGrid((4, 4, 4), (2, 2, 2)))
     with pytest.raises(ValueError, match="centre maps"):
