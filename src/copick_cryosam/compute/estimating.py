@@ -25,10 +25,10 @@ _DECODE_SECONDS = {"promptnet": 6e-3, "fake": 0.2e-3, "sam": 0.3, "sam2": 0.3}
 _BF16_GAIN = {"embednet": 2.8, "promptnet": 1.7}
 """How many times faster they are in bf16, on CPUs that compute with it."""
 _READ_SECONDS = 0.1e-6
-_LOOK_SECONDS = 20e-3
+_LOOK_SECONDS = 16e-3
 """One CPU core, per candidate of the second look."""
-_COMPANY_SECONDS = 54e-3
-"""One CPU core in fp32, per likely candidate of another tomogram that competes; in bf16 a third of that."""
+_COMPANY_SECONDS = 15e-3
+"""One CPU core in fp32, per likely candidate of another tomogram that competes; in bf16 half of that."""
 _WALKS = 6
 """Walks of one proposal: up and down three axes; each prompts at most `extent` object radii of planes."""
 
