@@ -14,7 +14,6 @@ A particle in pose (R, c) is particle(x) = reference(R^T (x - c)); F_reference(R
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +29,7 @@ from copick_cryosam.contrast import smooth
 from copick_cryosam.devices import fastest_dtype
 from copick_cryosam.pose_search import PoseSearch
 from copick_cryosam.rotations import angles_between, even_rotations, small_rotations, spacing_of
-from copick_cryosam.turning import BOX_EDGE, half_space, inner_spectrum, read, turned_grid
+from copick_cryosam.turning import BOX_EDGE, half_space, inner_spectrum, phases, read, turned_grid
 from copick_cryosam.types import VoxelPoints
 from copick_cryosam.wedge import Wedge
 
@@ -45,7 +44,7 @@ NEAR = 60.0
 _BACKGROUND = 120
 """Boxes from which the background's spectrum is taken."""
 _AT_ONCE = 256
-"""Candidates transformed or correlated at once."""
+"""Candidates transformed at once."""
 _REFINED = 64
 """Candidates refined at once, each at rotations of its own."""
 
@@ -124,13 +123,9 @@ class Aligner:
 
     def align_turned(self, turned: Turned, candidates: Candidates) -> Aligned:
         """As `align`, with what `turn` made of the template."""
-        parts = [
-            self._search.best(turned, candidates.spectra[start : start + _AT_ONCE], candidates.wedge)
-            for start in range(0, len(candidates), _AT_ONCE)
-        ]
-        if not parts:
-            return Aligned(score=np.zeros(0), rotations=np.zeros((0, 3, 3)), shifts=np.zeros((0, 3)))
-        score, rotation, shift = (torch.cat(each) for each in zip(*parts, strict=True))
+        if len(candidates) == 0:
+            return Aligned.none(0)
+        score, rotation, shift = self._search.best(turned, candidates.spectra, candidates.wedge)
         return Aligned(
             score=score.cpu().numpy().astype(np.float64),
             rotations=turned.rotations[rotation].cpu().numpy().astype(np.float64),
@@ -181,7 +176,7 @@ class Aligner:
         squares = spectra.abs().square()
         power = squares.sum(dim=1)[:, None] if known is None else torch.einsum("nrk,nk->nr", known, squares)
         power = power * (values.abs().square() @ wedge.measured(self.frequencies))
-        moved = spectra[:, None] * torch.exp(2j * math.pi / BOX_EDGE * (shifts @ self.frequencies.T))
+        moved = spectra[:, None] * phases(shifts, self.frequencies)
         products = torch.view_as_real(values).flatten(2) @ torch.view_as_real(moved).flatten(2).transpose(1, 2)
         return products * power.clamp(min=1e-12).rsqrt()[..., None]
 

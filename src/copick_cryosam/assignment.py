@@ -21,12 +21,13 @@ IntArray = NDArray[np.int64]
 _ROUNDING = 1e-9
 
 
-def close_pairs(a: FloatArray, b: FloatArray, tolerance: float) -> tuple[IntArray, IntArray, FloatArray]:
+def close_pairs(a: FloatArray, b: FloatArray, tolerance: float | FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
     """All pairs of points within the tolerance (inclusive).
 
     Parameters
     ----------
     a, b : shapes (N, 3) and (M, 3), in the unit of the tolerance
+    tolerance : of all, or of each of b, shape (M,)
 
     Returns
     -------
@@ -34,11 +35,11 @@ def close_pairs(a: FloatArray, b: FloatArray, tolerance: float) -> tuple[IntArra
     """
     if len(a) == 0 or len(b) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
-    near = cKDTree(a).query_ball_tree(cKDTree(b), tolerance * (1 + 2 * _ROUNDING))
+    near = cKDTree(a).query_ball_tree(cKDTree(b), float(np.max(tolerance)) * (1 + 2 * _ROUNDING))
     rows = np.repeat(np.arange(len(a), dtype=np.int64), [len(one) for one in near])
     columns = np.concatenate([np.sort(np.array(one, dtype=np.int64)) for one in near])
     distances = np.linalg.norm(a[rows] - b[columns], axis=1)
-    inside = distances <= tolerance * (1 + _ROUNDING)
+    inside = distances <= np.broadcast_to(tolerance, len(b))[columns] * (1 + _ROUNDING)
     return rows[inside], columns[inside], distances[inside]
 
 

@@ -90,9 +90,6 @@ class Peaks:
     height: FloatArray
     radius_vox: FloatArray
 
-    def __len__(self) -> int:
-        return len(self.cells)
-
 
 def peaks_of(features: Features, voxel_spacing: float | None = None) -> tuple[DenseFeatures, Peaks]:
     """The peaks of the centre map, and the features as those that have one; parameters and errors as of `detect`."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from copick_cryosam.features import DenseFeatures
 from copick_cryosam.fisher import fisher_z
 from copick_cryosam.neighbourhood import discriminant, neighbourhood
-from copick_cryosam.spheres import nearest_cells, on_spheres, read_spheres
+from copick_cryosam.spheres import on_spheres, read_spheres
 from copick_cryosam.types import FloatArray, Proposals, VoxelPoints
 
 _PARTED = 3
@@ -72,16 +72,14 @@ def surfaces(volume: NDArray[np.float32], features: DenseFeatures, points: Voxel
     ValueError
         The features know no foreground and no centres.
     """
-    if features.foreground is None or features.centre is None:
-        raise ValueError("surfaces: expected features with foreground and centre maps, found none")
     places = on_spheres(points, np.full(len(points), radius_vox))
     voxels = np.clip(np.round(places).astype(int), 0, np.array(volume.shape) - 1)
-    seen, foreground = read_spheres(features, places)
+    seen, foreground, centre = read_spheres(features, points, places)
     return Surfaces(
         features=seen,
         foreground=foreground,
         density=volume[tuple(np.moveaxis(voxels, -1, 0))].mean(axis=-1).astype(np.float64),
-        centre=features.centre[tuple(nearest_cells(features, points.zyx).T)].astype(np.float64),
+        centre=centre,
     )
 
 

@@ -46,6 +46,10 @@ class CellGrid:
             return points
         return VoxelPoints(np.clip(points.zyx, 0, np.array(self.extent) - 1))
 
+    def net_voxels(self, length_vox: float | FloatArray) -> FloatArray:
+        """Lengths of the tomogram in voxels of EmbedNet, of which a cell has two on each axis."""
+        return np.asarray(2 * np.asarray(length_vox) / float(np.mean(self.stride)), dtype=np.float64)
+
     def coarser(self, factor: int) -> CellGrid:
         """The grid after average pooling by `factor`; incomplete last cells are kept."""
         a, b, c = (-(-n // factor) for n in self.shape)

@@ -8,14 +8,12 @@ all frequencies at the rotations that were best.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from copick_cryosam.aligned import Turned
-from copick_cryosam.turning import BOX_EDGE
+from copick_cryosam.turning import phases
 from copick_cryosam.wedge import Wedge
 
 KEPT = 64
@@ -43,8 +41,7 @@ class PoseSearch:
         self._dtype = dtype
         lengths = frequencies.norm(dim=1)
         self._lower = torch.nonzero(lengths <= _LOWER * float(lengths.max()))[:, 0]
-        # moving a candidate by -s multiplies its transform by exp(2 π i k s)
-        self._phases = torch.exp(2j * math.pi / BOX_EDGE * (self.shifts @ frequencies.T))
+        self._phases = phases(self.shifts, frequencies)
         self._few = self._phases[spread(self.shifts)][:, self._lower]
 
     def turned(self, values: Tensor, known: Tensor | None, rotations: Tensor) -> Turned:

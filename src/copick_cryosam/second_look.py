@@ -219,8 +219,8 @@ def look_again(
         seen,
         np.concatenate([look.scores for look in reference.looks]),
         aligned.score,
-        # the ranking knows sizes in the net's voxels, of which a cell has two on each axis
-        2 * radius_vox / float(np.mean(features.grid.stride)),
+        # the ranking knows sizes in the net's voxels
+        float(features.grid.net_voxels(radius_vox)),
         context,
     )
     sure = rank(first)

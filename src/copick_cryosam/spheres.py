@@ -24,31 +24,35 @@ def on_spheres(points: VoxelPoints, radius_vox: FloatArray) -> FloatArray:
     return np.asarray(points.zyx[:, None, None] + radii[:, :, None, None] * directions)
 
 
-def read_spheres(features: DenseFeatures, places: FloatArray) -> tuple[NDArray[np.float32], FloatArray]:
+def read_spheres(
+    features: DenseFeatures, points: VoxelPoints, places: FloatArray
+) -> tuple[NDArray[np.float32], FloatArray, FloatArray]:
     """Means over each sphere; what lies outside the tomogram is its nearest edge.
 
     Parameters
     ----------
-    places : of `on_spheres`
+    points, places : as of `on_spheres`, and what it gives
 
     Returns
     -------
-    Feature, unit length, shape (N, 4, C), and foreground, shape (N, 4).
+    Feature, unit length, shape (N, 4, C); foreground, shape (N, 4); and centre probability at the points, shape (N,).
 
     Raises
     ------
     ValueError
-        The features know no foreground.
+        The features know no foreground and no centres.
     """
-    if features.foreground is None:
-        raise ValueError("spheres: expected features with a foreground map, found none")
+    if features.foreground is None or features.centre is None:
+        raise ValueError("spheres: expected features with foreground and centre maps, found none")
     cells = nearest_cells(features, places)
     mean = np.empty((*places.shape[:2], len(features.values)), dtype=np.float32)
     for start in range(0, len(cells), _AT_ONCE):
         z, y, x = (torch.from_numpy(cells[start : start + _AT_ONCE, ..., axis]) for axis in range(3))
         mean[start : start + _AT_ONCE] = features.values[:, z, y, x].float().mean(dim=-1).permute(1, 2, 0).cpu().numpy()
     unit = mean / np.maximum(np.linalg.norm(mean, axis=2, keepdims=True), 1e-6)
-    return unit, features.foreground[tuple(np.moveaxis(cells, -1, 0))].mean(axis=-1).astype(np.float64)
+    foreground = features.foreground[tuple(np.moveaxis(cells, -1, 0))].mean(axis=-1)
+    centre = features.centre[tuple(nearest_cells(features, points.zyx).T)]
+    return unit, foreground.astype(np.float64), centre.astype(np.float64)
 
 
 def nearest_cells(features: DenseFeatures, places: FloatArray) -> NDArray[np.int64]:

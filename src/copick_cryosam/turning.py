@@ -38,6 +38,11 @@ def half_space(limit: float) -> tuple[Tensor, Tensor]:
     return kept.float(), kept.double().norm(dim=1).round().long()
 
 
+def phases(shifts: Tensor, frequencies: Tensor) -> Tensor:
+    """What moving a box by -shift, (..., S, 3) samples, multiplies its transform by, (..., S, K): exp(2 π i k s)."""
+    return torch.exp(2j * math.pi / BOX_EDGE * (shifts @ frequencies.T))
+
+
 def reach_of(limit: float) -> int:
     """Samples of a template's spectrum on either side of its middle that are read."""
     return min(math.ceil(limit * RATIO) + 1, FINE_EDGE // 2)

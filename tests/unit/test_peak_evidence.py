@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from copick_cryosam.features import CellGrid, DenseFeatures
-from copick_cryosam.peak_evidence import columns_of, peak_evidence
+from copick_cryosam.peak_evidence import peak_evidence
 from copick_cryosam.ranker import PEAKS, load_peak_ranker
 from copick_cryosam.spheres import REGIONS, nearest_cells, on_spheres, read_spheres
 from copick_cryosam.types import VoxelPoints
@@ -41,7 +41,9 @@ def test_places_lie_on_spheres_of_each_points_own_radius() -> None:
 
 
 def test_a_particle_ends_at_its_radius() -> None:
-    seen, foreground = read_spheres(ball(10.0), on_spheres(VoxelPoints(CENTRE), np.array([10.0])))
+    points = VoxelPoints(CENTRE)
+    seen, foreground, centre = read_spheres(ball(10.0), points, on_spheres(points, np.array([10.0])))
+    assert centre == [0.25]
     np.testing.assert_allclose(foreground[0, :2], 1)
     assert 0.1 < foreground[0, 2] < 0.7
     np.testing.assert_allclose(foreground[0, 3], 0)
@@ -71,16 +73,16 @@ def test_sizes_are_told_in_the_nets_voxels() -> None:
     one = peak_evidence(fine, VoxelPoints(CENTRE), np.array([10.0]), np.array([0.7]))
     other = peak_evidence(coarse, coarse.grid.to_voxels(cells), np.array([5.0]), np.array([0.7]))
     np.testing.assert_allclose(one, other, atol=1e-6)
-    assert one.shape == (1, columns_of(3))
+    assert one.shape == (1, 3 + 4 + 4 * 3)
     np.testing.assert_allclose(one[0, :3], [np.log(0.71), np.log(10), 0.25])
 
 
 def test_many_points_are_read_as_few_are() -> None:
     features = ball(10.0)
     many = VoxelPoints(np.random.default_rng(0).uniform(0, [38, 49, 58], size=(2500, 3)))
-    seen, foreground = read_spheres(features, on_spheres(many, np.full(2500, 6.0)))
+    seen, foreground, _ = read_spheres(features, many, on_spheres(many, np.full(2500, 6.0)))
     some = VoxelPoints(many.zyx[2000:2010])
-    np.testing.assert_array_equal(seen[2000:2010], read_spheres(features, on_spheres(some, np.full(10, 6.0)))[0])
+    np.testing.assert_array_equal(seen[2000:2010], read_spheres(features, some, on_spheres(some, np.full(10, 6.0)))[0])
     assert len(foreground) == 2500
 
 
@@ -88,18 +90,19 @@ def test_features_without_maps_are_refused() -> None:
     features = DenseFeatures(values=torch.zeros(2, 4, 4, 4), grid=CellGrid((4, 4, 4), (2, 2, 2)))
     with pytest.raises(ValueError, match="centre maps"):
         peak_evidence(features, VoxelPoints(CENTRE), np.array([3.0]), np.array([1.0]))
-    with pytest.raises(ValueError, match="foreground map"):
-        read_spheres(features, on_spheres(VoxelPoints(CENTRE), np.array([3.0])))
+    with pytest.raises(ValueError, match="foreground and centre maps"):
+        read_spheres(features, VoxelPoints(CENTRE), on_spheres(VoxelPoints(CENTRE), np.array([3.0])))
 
 
 def test_no_peaks_are_no_rows() -> None:
     rows = peak_evidence(ball(5.0), VoxelPoints(np.empty((0, 3))), np.empty(0), np.empty(0))
-    assert rows.shape == (0, columns_of(3))
+    assert rows.shape == (0, 3 + 4 + 4 * 3)
 
 
 def test_the_shipped_net_is_of_the_shipped_encoders_columns() -> None:
     ranker = load_peak_ranker()
-    assert columns_of(32) == PEAKS
+    one = peak_evidence(ball(10.0, channels=32), VoxelPoints(CENTRE), np.array([10.0]), np.ones(1))
+    assert one.shape == (1, PEAKS)
     rows = np.random.default_rng(0).normal(size=(5, PEAKS))
     found = ranker.probability(rows)
     assert ((found >= 0) & (found <= 1)).all()

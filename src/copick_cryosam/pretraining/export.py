@@ -14,8 +14,19 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import copick_cryosam.weights
+
+
+def shipped(net: str) -> Path:
+    """Where the package keeps the weights of a net."""
+    return Path(copick_cryosam.weights.__file__).with_name(f"{net}.safetensors")
+
+
+def save_net(net: nn.Module, target: Path) -> None:
+    """Write a net's weights as they are."""
+    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, target)
 
 
 def export(checkpoints: Sequence[Path], target: Path) -> None:
@@ -41,7 +52,7 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="checkpoint")
     parser.add_argument("--out", type=Path, default=None, help="default: the package's own weights")
     arguments = parser.parse_args()
-    target = arguments.out or Path(copick_cryosam.weights.__file__).with_name(f"{arguments.net}.safetensors")
+    target = arguments.out or shipped(arguments.net)
     export(arguments.checkpoints, target)
     print(f"{target}  {target.stat().st_size / 1e6:.1f} MB")
 

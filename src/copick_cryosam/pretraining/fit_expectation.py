@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize
 
-import copick_cryosam.weights
 from copick_cryosam.calibration import expected_f1_optimum
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.conditions import NOISES, REFERENCE
 from copick_cryosam.pretraining.curves import View, score_view
 from copick_cryosam.pretraining.exam import draw_clicks
+from copick_cryosam.pretraining.export import shipped
 from copick_cryosam.pretraining.fresh_families import fresh_shapes
 from copick_cryosam.pretraining.simulate import centres_inside
 from copick_cryosam.pretraining.summaries import reliability
@@ -209,7 +209,7 @@ def _fit(arguments: argparse.Namespace) -> None:
             f"found none of {', '.join(missing)}; run collect first, or name fewer --layouts"
         )
     curve = fit_curve(list(groups.values()))
-    target = arguments.weights or Path(copick_cryosam.weights.__file__).with_name("ranker.safetensors")
+    target = arguments.weights or shipped("ranker")
     tensors = load_file(target)
     save_file(tensors | {"curve.coefficients": curve.coefficients}, target)
     a, b, c = curve.coefficients

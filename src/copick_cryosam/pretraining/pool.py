@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,8 @@ SAMPLE_SHAPE = (48, 128, 128)
 
 LOOK_ALIKES = 0.6
 """Share of kinds after the first that are made to resemble the kind before: same family, about the same size."""
+
+_PARTIAL = ".partial.npz"
 
 LUMPS = (1.0, 2.6)
 """Gaussian widths, voxels, of the lumps that large random shapes consist of: 10 to 26 Å, whatever their size."""
@@ -170,7 +172,6 @@ def _counts(rng: np.random.Generator, shapes: Sequence[Shape], supply: Supply) -
 
 def save_sample(sample: Sample, path: Path) -> None:
     """Write a sample whole or not at all."""
-    partial = path.with_name(path.name + ".partial.npz")
     arrays: dict[str, NDArray[np.generic]] = {
         "volumes": sample.volumes.astype(np.float16),
         "labels": sample.labels,
@@ -178,8 +179,19 @@ def save_sample(sample: Sample, path: Path) -> None:
     }
     for t in range(2):
         arrays |= {f"kinds{t}": sample.kinds[t], f"centres{t}": sample.centres[t], f"radii{t}": sample.radii[t]}
+    save_whole(arrays, path)
+
+
+def save_whole(arrays: Mapping[str, NDArray[np.generic]], path: Path) -> None:
+    """Write arrays to a file that `finished` tells of when all of it is there."""
+    partial = path.with_name(path.name + _PARTIAL)
     np.savez(partial, allow_pickle=False, **arrays)
     os.replace(partial, path)
+
+
+def finished(folder: Path, name: str) -> list[Path]:
+    """Files `name`-*.npz that were written whole, in order."""
+    return sorted(path for path in folder.glob(f"{name}-*.npz") if not path.name.endswith(_PARTIAL))
 
 
 def load_sample(path: Path) -> Sample:
@@ -197,7 +209,7 @@ def load_sample(path: Path) -> Sample:
 
 def sample_paths(folder: Path) -> list[Path]:
     """Samples that are there now, in order."""
-    return sorted(p for p in folder.glob("sample-*.npz") if not p.name.endswith(".partial.npz"))
+    return finished(folder, "sample")
 
 
 def main() -> None:

@@ -17,15 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
-import copick_cryosam.weights
 from copick_cryosam.assignment import assign, close_pairs
 from copick_cryosam.config import preset
 from copick_cryosam.discovery import peaks_of
 from copick_cryosam.encoders import Encoder, load_encoder
 from copick_cryosam.peak_evidence import peak_evidence
-from copick_cryosam.pretraining.pool import Sample, load_sample, sample_paths
+from copick_cryosam.pretraining.export import save_net, shipped
+from copick_cryosam.pretraining.pool import Sample, finished, load_sample, sample_paths, save_whole
 from copick_cryosam.pretraining.train_ranker import Training, fit
 from copick_cryosam.ranker import PeakRanker
 from copick_cryosam.types import FloatArray, VoxelPoints
@@ -62,9 +61,9 @@ def collect(encoder: Encoder, sample: Sample) -> PeakLesson:
 
 def _tomogram(encoder: Encoder, sample: Sample, which: int) -> PeakLesson:
     features, peaks = peaks_of(encoder.encode(sample.volumes[which]))
-    points = features.grid.clamp(features.grid.to_voxels(peaks.cells))
-    truth, lesson = told(points, sample, which)
-    evidence = peak_evidence(features, features.grid.to_voxels(peaks.cells), peaks.radius_vox, peaks.height)
+    points = features.grid.to_voxels(peaks.cells)
+    truth, lesson = told(features.grid.clamp(points), sample, which)
+    evidence = peak_evidence(features, points, peaks.radius_vox, peaks.height)
     return PeakLesson(evidence=evidence, truth=truth, lesson=lesson)
 
 
@@ -73,9 +72,7 @@ def told(points: VoxelPoints, sample: Sample, which: int) -> tuple[FloatArray, N
     centres, radii, labels = sample.centres[which], sample.radii[which], sample.labels[which]
     limits = np.array(labels.shape) - 1
     inside = np.flatnonzero(((centres >= 0) & (centres <= limits)).all(axis=1))
-    rows, columns, distances = close_pairs(points.zyx, centres[inside], float(radii.max(initial=0)))
-    near = distances <= radii[inside][columns]
-    rows, columns, distances = rows[near], columns[near], distances[near]
+    rows, columns, distances = close_pairs(points.zyx, centres[inside], radii[inside])
     truth = np.zeros(len(points))
     truth[rows[assign(rows, columns, distances, len(points), len(inside))]] = 1
     at = np.clip(np.round(points.zyx).astype(int), 0, limits)
@@ -94,15 +91,12 @@ def _collect_all(arguments: argparse.Namespace) -> None:
         if target.exists():
             continue
         found = collect(encoder, load_sample(path))
-        partial = target.with_name(target.name + ".partial.npz")
-        np.savez(partial, evidence=found.evidence, truth=found.truth, lesson=found.lesson)
-        partial.rename(target)
+        save_whole({"evidence": found.evidence, "truth": found.truth, "lesson": found.lesson}, target)
         print(f"{path.stem}  {len(found.truth)} peaks, {int(found.truth.sum())} true", flush=True)
 
 
 def _fit_all(arguments: argparse.Namespace) -> None:
-    paths = [path for folder in arguments.out for path in sorted(folder.glob("peaks-*.npz"))]
-    paths = [path for path in paths if not path.name.endswith(".partial.npz")]
+    paths = [path for folder in arguments.out for path in finished(folder, "peaks")]
     if not paths:
         raise SystemExit(f"{', '.join(map(str, arguments.out))}: expected collected peaks, found none; collect first")
     lessons = []
@@ -112,12 +106,10 @@ def _fit_all(arguments: argparse.Namespace) -> None:
     how = Training(seed=arguments.seed, weight_decay=arguments.weight_decay, steps=arguments.steps)
     ranker = PeakRanker()
     ranker.load_state_dict(fit([one.evidence for one in lessons], lessons, how).state_dict())
-    target = arguments.weights or Path(copick_cryosam.weights.__file__).with_name("peaks.safetensors")
-    save_file({key: value.contiguous() for key, value in ranker.state_dict().items()}, target)
-    peaks, true = (
-        sum(int(one.lesson.sum()) for one in lessons),
-        sum(int(one.truth[one.lesson].sum()) for one in lessons),
-    )
+    target = arguments.weights or shipped("peaks")
+    save_net(ranker, target)
+    peaks = sum(int(one.lesson.sum()) for one in lessons)
+    true = sum(int(one.truth[one.lesson].sum()) for one in lessons)
     print(f"{target}  {len(lessons)} samples, {peaks} peaks, {true} true")
 
 

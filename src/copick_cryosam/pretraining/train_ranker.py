@@ -14,7 +14,6 @@ that the package's first one has not seen, `fit --keep second` the third alone.
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
-import copick_cryosam.weights
 from copick_cryosam.config import override, preset
 from copick_cryosam.pipeline import CryoSAM
 from copick_cryosam.pretraining.collect_searches import Collecting, collect
+from copick_cryosam.pretraining.export import save_net, shipped
 from copick_cryosam.pretraining.pool import load_sample, sample_paths
 from copick_cryosam.pretraining.searches import Search, read_searches, save_searches
 from copick_cryosam.ranker import MEMBERS, BetaCurve, Ranker, Rankers, load_rankers
@@ -173,9 +171,8 @@ def _fit_all(arguments: argparse.Namespace) -> None:
     rankers.third = fit([one.third(said) for one, said in zip(searches, probable, strict=True)], searches, how)
     # what these probabilities are worth on other kinds is not known yet (`fit_expectation`)
     rankers.curve = BetaCurve()
-    tensors = {key: value.contiguous() for key, value in copy.deepcopy(rankers.state_dict()).items()}
-    target = arguments.weights or Path(copick_cryosam.weights.__file__).with_name("ranker.safetensors")
-    save_file(tensors, target)
+    target = arguments.weights or shipped("ranker")
+    save_net(rankers, target)
     candidates, true = sum(int(one.lesson.sum()) for one in searches), sum(one.truth @ one.lesson for one in searches)
     print(f"{target}  {samples} samples, {len(searches)} searches, {candidates} candidates, {int(true)} true")
 

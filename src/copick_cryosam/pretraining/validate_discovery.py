@@ -80,9 +80,8 @@ class _Truth:
 
     def pairs(self, points: VoxelPoints) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
         """Picks and particles within that particle's radius, and their distance in radii."""
-        rows, columns, distances = close_pairs(points.zyx, self.centres, float(self.radii.max()))
-        near = distances <= self.radii[columns]
-        return rows[near], columns[near], distances[near] / self.radii[columns[near]]
+        rows, columns, distances = close_pairs(points.zyx, self.centres, self.radii)
+        return rows, columns, distances / self.radii[columns]
 
     def label_at(self, points: VoxelPoints) -> NDArray[np.int64]:
         return self._at(self.labels, points).astype(np.int64)

@@ -135,11 +135,9 @@ class _Group:
         walks, slab = self._first()
         step = 0
         while step < reach:
-            if not slab:
-                walks = self._go_on(walks, self._within(walks, step + 1))
-                slab = self._next(walks, step + 1) if len(walks) else []
             if not len(walks):
                 break
+            slab = slab or self._next(walks, step + 1)
             # which row of the slab is whose: walks end amid it
             rows = torch.arange(len(walks), device=self._axis.device)
             for planes in slab[: reach - step]:
@@ -150,7 +148,7 @@ class _Group:
         return self._gathered.packed()
 
     def _first(self) -> tuple[_Walks, list[Planes]]:
-        """The walks that begin, and the planes ahead that the prompted slab tells of; it serves both directions."""
+        """The walks that begin and have a plane ahead, and the planes that the prompted slab tells of, both ways."""
         everyone, middle = torch.arange(self._number, device=self._axis.device), self._axis.told
         prompts = SlabPrompts(
             planes=self._start,
@@ -168,8 +166,10 @@ class _Group:
         self._count.add(2 * (self._number - len(who)))
         sign = torch.cat([torch.ones_like(who), -torch.ones_like(who)])
         last = joined([slab[middle], slab[middle]])
+        walks = _Walks(who.repeat(2), sign, torch.zeros_like(sign), last, last.iou)
+        within = self._within(walks, 1)
         ahead = [joined([slab[middle + step], slab[middle - step]]) for step in range(1, middle + 1)]
-        return _Walks(who.repeat(2), sign, torch.zeros_like(sign), last, last.iou), ahead
+        return self._go_on(walks, within), [keep(planes, within) for planes in ahead]
 
     def _next(self, walks: _Walks, step: int) -> list[Planes]:
         """The next slab of each walk, whose first plane is `step` steps from the prompt."""
@@ -187,14 +187,12 @@ class _Group:
 
     def _judge(self, walks: _Walks, rows: Tensor, planes: Planes, step: int) -> tuple[_Walks, Tensor]:
         """Use the planes `step` steps from the prompts or end walks there; those that go on, and their rows."""
-        within = self._within(walks, step)
-        walks, rows = self._go_on(walks, within), rows[within]
         now, last, settings = keep(planes, rows), walks.last, self._axis.settings
         good = now.alive & follows(last.masks, now.masks, now.iou, walks.first_score, self._axis.radius_vox, settings)
         self._gathered.use(walks.who[good], step * walks.sign[good], keep(now, good))
         missed = (walks.missed + 1).masked_fill(good, 0)
         walks = replace(walks, missed=missed, last=latest(last, now, good))
-        goes_on = missed <= settings.missed_planes
+        goes_on = (missed <= settings.missed_planes) & self._within(walks, step + 1)
         return self._go_on(walks, goes_on), rows[goes_on]
 
     def _within(self, walks: _Walks, step: int) -> Tensor:
