@@ -1,66 +1,37 @@
-"""Particles of any kind without a seed: peaks of what the encoder takes for centres, one for each particle.
+"""Particles of any kind without a seed, from the peaks of what the encoder takes for centres.
 
-EmbedNet was trained to put a Gaussian of 0.35 object radii at every particle's centre, whatever its kind; what it gives
-is a little wider. So the size of such a peak tells the size of the particle, and a normalised Laplacian of a Gaussian
-over a ladder of radii (scale-space blobs, Lindeberg 1998) finds place and radius together; its height is 1 where the
-net is certain. How probably a peak is a particle's, a small net says that was learned on simulated tomograms
-(`peak_evidence`, `pretraining.train_peaks`).
+How probably a peak is a particle's, a small net says that was learned on simulated tomograms, and another one how
+probably two of them are parts of one particle (`peak_evidence`, `pair_evidence`, `pretraining.train_peaks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from copick_cryosam.calibration import expected_f1_optimum
 from copick_cryosam.contrast import check, standardise
-from copick_cryosam.detections import Detections, group
+from copick_cryosam.detections import Detections
 from copick_cryosam.errors import InputError
-from copick_cryosam.features import CellGrid, DenseFeatures, Features
+from copick_cryosam.features import Features
+from copick_cryosam.grouping import group
+from copick_cryosam.pair_evidence import neighbours, pair_evidence
 from copick_cryosam.peak_evidence import peak_evidence
-from copick_cryosam.ranker import load_peak_ranker
-from copick_cryosam.types import FloatArray, VoxelPoints
+from copick_cryosam.peaks import NET_SPACING, RADII, diameters, embeddings, peaks_of
+from copick_cryosam.ranker import load_peak_rankers
+from copick_cryosam.types import FloatArray
 
 if TYPE_CHECKING:
     from copick_cryosam.encoders import Encoder
     from copick_cryosam.pipeline import CryoSAM
 
-__all__ = [
-    "RADII",
-    "Evidence",
-    "Peaks",
-    "decide",
-    "detect",
-    "discover",
-    "evidence",
-    "expected_f1_threshold",
-    "peaks_of",
-]
+__all__ = ["Evidence", "Judges", "decide", "detect", "discover", "evidence", "expected_f1_threshold"]
 
-Judge = Callable[[FloatArray], FloatArray]
-"""From rows of `peak_evidence`, (N, F), to probabilities (N,)."""
-
-RADII = np.geomspace(43.0, 180.0, 7)
-"""Å at the net's voxel spacing; the ladder of radii that are looked for."""
-NET_SPACING = 10.0
-
-# The numbers below were chosen on simulated tomograms of tuning and fresh kinds (validate_discovery --tuning, --fresh).
-_HEAT, _LEAST = 0.38, 0.75
-"""Width of the peaks that the net gives: object radii, and at least so many cells."""
-_FLOOR = 0.05
-"""Response under which a peak is none."""
-_DIP = 0.6
-"""Two peaks are one particle unless the centre map falls below this part of the lower one between them."""
-_BLUR = 0.5
-"""Cells; smoothing of the map in which that is looked at."""
-_CORE = 0.7
-"""Object radii around a peak over which its embedding is averaged."""
+# Chosen on simulated tomograms of tuning and fresh kinds (validate_discovery --tuning, --fresh).
 _DECIDED = 1.5
 """How many times more of the foreground must be doubtful in one polarity than in the other."""
 _CROP = (128, 192, 192)
@@ -75,38 +46,21 @@ class Evidence:
     doubtful: tuple[float, float]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Peaks:
-    """Where particles may be, one peak for each, highest first.
+class Judges(Protocol):
+    """What tells particles from clutter and from parts of particles: `ranker.PeakRankers`."""
 
-    Attributes
-    ----------
-    cells : of the features' grid, shape (N, 3)
-    height : 0 to 1, shape (N,)
-    radius_vox : of the particles that they would be, shape (N,)
-    """
+    def probability(self, evidence: FloatArray) -> FloatArray:
+        """From rows of `peak_evidence`, (N, F), how probably each is a particle, shape (N,)."""
+        ...
 
-    cells: NDArray[np.int64]
-    height: FloatArray
-    radius_vox: FloatArray
-
-
-def peaks_of(features: Features, voxel_spacing: float | None = None) -> tuple[DenseFeatures, Peaks]:
-    """The peaks of the centre map, and the features as those that have one; parameters and errors as of `detect`."""
-    if not isinstance(features, DenseFeatures) or features.centre is None or features.foreground is None:
-        raise InputError(
-            "encoder: expected one that recognises particles without a seed, found none of its centres",
-            hint="Use --preset embedded, whose encoder is embednet",
-        )
-    ladder = RADII / (voxel_spacing or NET_SPACING)
-    cells, height, radius = _peaks(features.centre, ladder, features.grid)
-    kept = _one_each(cells, radius, features.centre, features.grid)
-    return features, Peaks(cells=cells[kept], height=height[kept], radius_vox=radius[kept])
+    def odds(self, evidence: FloatArray) -> FloatArray:
+        """From rows of `pair_evidence`, (P, F), the log odds that a pair is parts of one particle, shape (P,)."""
+        ...
 
 
 def detect(
     features: Features,
-    judge: Judge,
+    judges: Judges,
     *,
     voxel_spacing: float | None = None,
     radius_range: tuple[float, float] | None = None,
@@ -116,7 +70,6 @@ def detect(
 
     Parameters
     ----------
-    judge : says how probably a peak is a particle's, `ranker.PeakRanker.probability`
     voxel_spacing : Å; None: the net's own 10 Å
     radius_range : Å, least and largest radius that is kept; None: all of the ladder
     max_picks : at most so many are kept, the best
@@ -127,26 +80,30 @@ def detect(
         The encoder recognises no particles without a seed.
     """
     dense, peaks = peaks_of(features, voxel_spacing)
-    points = dense.grid.to_voxels(peaks.cells)
-    probability = judge(peak_evidence(dense, points, peaks.radius_vox, peaks.height))
-    order = np.argsort(-probability, kind="stable")
-    cells, probability, radius = peaks.cells[order], probability[order], peaks.radius_vox[order]
+    probability = judges.probability(
+        peak_evidence(dense, dense.grid.to_voxels(peaks.cells), peaks.radius_vox, peaks.height)
+    )
     keep = probability >= expected_f1_threshold(probability)
     if radius_range is not None:
         # a step of the ladder stands for the radii around it
         slack = float(np.sqrt(RADII[1] / RADII[0]))
         low, high = (value / (voxel_spacing or NET_SPACING) for value in radius_range)
-        keep &= (radius * slack >= low) & (radius / slack <= high)
-    chosen = np.flatnonzero(keep)[:max_picks]
-    cells, radius = cells[chosen], radius[chosen]
-    points = dense.grid.to_voxels(cells)
+        keep &= (peaks.radius_vox * slack >= low) & (peaks.radius_vox / slack <= high)
+    order = np.argsort(-probability, kind="stable")
+    chosen = order[keep[order]][:max_picks]
+    peaks, probability = peaks[chosen], probability[chosen]
+    points, radius = dense.grid.to_voxels(peaks.cells), peaks.radius_vox
+    seen = embeddings(peaks.cells, radius, dense)
+    pairs = neighbours(points, radius)
     assert dense.foreground is not None
     return Detections(
         points=dense.grid.clamp(points),
-        probability=probability[chosen],
+        probability=probability,
         radius_vox=radius,
-        diameter_vox=_diameters(points, radius, dense.foreground, dense.grid),
-        features=_embeddings(cells, radius, dense),
+        diameter_vox=diameters(points, radius, dense.foreground, dense.grid),
+        features=seen,
+        pairs=pairs,
+        odds=judges.odds(pair_evidence(dense, points, radius, seen, pairs)),
     )
 
 
@@ -180,10 +137,10 @@ def discover(
         told = decide([evidence(volume, model.encoder, voxel_spacing) for volume in volumes[:3]])
     else:
         told = polarity
-    found, judge = [], load_peak_ranker().probability
+    found, judges = [], load_peak_rankers()
     for volume in volumes:
         opened = model.open(volume, None, 10.0, polarity=told, voxel_spacing=voxel_spacing)
-        found.append(detect(opened.features, judge, voxel_spacing=voxel_spacing))
+        found.append(detect(opened.features, judges, voxel_spacing=voxel_spacing))
     return group(found, clusters)
 
 
@@ -246,88 +203,3 @@ def expected_f1_threshold(probability: FloatArray) -> float:
         return float("inf")
     # at least the best one, even of no probability: whether there is a particle is not asked here
     return float(ranked[max(expected_f1_optimum(ranked), 1) - 1])
-
-
-def _peaks(
-    centre: NDArray[np.float32], ladder: FloatArray, grid: CellGrid
-) -> tuple[NDArray[np.int64], FloatArray, FloatArray]:
-    """Maxima over place and radius, best first: cells (N, 3), height and radius in voxels."""
-    # A Gaussian of width s gives the Laplacian's highest response, 0.5577, at the width sqrt(2 / 3) s.
-    best = np.sqrt(2 / 3)
-    stack: list[NDArray[np.float32]] = []
-    for radius in ladder:
-        widths = [best * max(_HEAT * radius / stride, _LEAST) for stride in grid.stride]
-        response = ndimage.gaussian_laplace(centre, widths, mode="nearest", output=np.float32)
-        stack.append(response * np.float32(-float(np.mean(np.square(widths))) / 0.5577))
-    found, heights, radii = [], [], []
-    for step, response in enumerate(stack):
-        # one level at a time: the maxima over three levels need no four-dimensional filter
-        around = np.maximum.reduce(stack[max(step - 1, 0) : step + 2])
-        highest = ndimage.maximum_filter(around, size=3, mode="constant", cval=-1.0)
-        cells = np.argwhere((response == highest) & (response > _FLOOR))
-        found.append(cells)
-        heights.append(response[tuple(cells.T)])
-        radii.append(np.full(len(cells), ladder[step]))
-    cells = np.concatenate(found)
-    height = np.clip(np.concatenate(heights).astype(np.float64), 0, 1)
-    order = np.argsort(-height, kind="stable")
-    return cells[order], height[order], np.concatenate(radii)[order]
-
-
-def _one_each(
-    cells: NDArray[np.int64], radius: FloatArray, centre: NDArray[np.float32], grid: CellGrid
-) -> NDArray[np.int64]:
-    """Indices of peaks that belong to particles of their own; peaks are given best first.
-
-    A peak falls to a better one within the larger radius of the two, and within the sum of their radii where the
-    centre map does not dip between them: particles that touch have a dip, halves of one have none.
-    """
-    if len(cells) == 0:
-        return np.empty(0, dtype=np.int64)
-    points = grid.to_voxels(cells).zyx
-    blurred = ndimage.gaussian_filter(centre, _BLUR, mode="nearest")
-    tree = cKDTree(points)
-    alive = np.ones(len(points), dtype=np.bool_)
-    kept = []
-    along = np.linspace(0, 1, 9)[:, None, None]
-    for index in range(len(points)):
-        if not alive[index]:
-            continue
-        kept.append(index)
-        near = np.array(tree.query_ball_point(points[index], radius[index] + radius.max()), dtype=np.int64)
-        near = near[(near > index) & alive[near]]
-        distance = np.linalg.norm(points[near] - points[index], axis=1)
-        close = distance < np.maximum(radius[near], radius[index])
-        lines = (cells[index] + (cells[near] - cells[index]) * along).transpose(2, 0, 1)
-        profile = ndimage.map_coordinates(blurred, lines, order=1, mode="nearest")
-        joined = profile.min(axis=0) > _DIP * np.minimum(profile[0], profile[-1])
-        alive[near[close | (joined & (distance < radius[near] + radius[index]))]] = False
-    return np.array(kept, dtype=np.int64)
-
-
-def _diameters(points: VoxelPoints, radius: FloatArray, foreground: NDArray[np.float32], grid: CellGrid) -> FloatArray:
-    """Diameter in voxels of a sphere of the foreground's volume; each cell of it counts for the nearest peak only."""
-    if len(points) == 0:
-        return np.empty(0)
-    cells = np.argwhere(foreground > 0.5)
-    distance, owner = cKDTree(points.zyx).query(grid.to_voxels(cells).zyx)
-    owner = np.asarray(owner)[distance <= 1.6 * radius[owner]]
-    volume = np.bincount(owner, minlength=len(points)) * float(np.prod(grid.stride))
-    return cast(FloatArray, (6 * volume / np.pi) ** (1 / 3))
-
-
-def _embeddings(cells: NDArray[np.int64], radius: FloatArray, features: DenseFeatures) -> NDArray[np.float32]:
-    """Mean embedding over the cells within `_CORE` radii, weighted by their foreground; shape (N, C)."""
-    assert features.foreground is not None
-    result = np.zeros((len(cells), len(features.values)), dtype=np.float32)
-    for row, (cell, size) in enumerate(zip(cells, radius, strict=True)):
-        reach = [max(_CORE * size / stride, _LEAST) for stride in features.grid.stride]
-        low = [max(0, int(np.ceil(c - r))) for c, r in zip(cell, reach, strict=True)]
-        high = [min(n, int(c + r) + 1) for c, r, n in zip(cell, reach, features.grid.shape, strict=True)]
-        axes = [(np.arange(a, b) - c) / r for a, b, c, r in zip(low, high, cell, reach, strict=True)]
-        inside = axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2 <= 1
-        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        weights = np.maximum(features.foreground[box], 1e-6) * inside
-        values = features.values[(slice(None), *box)].float().cpu().numpy()
-        result[row] = (values * weights).sum(axis=(1, 2, 3)) / weights.sum()
-    return result

@@ -25,6 +25,8 @@ FIRST, SECOND, THIRD = 36, 53, 22
 """Columns of `evidence.first_evidence`, `evidence.second_evidence` and `class_evidence.third_evidence`."""
 PEAKS = 135
 """Columns of `peak_evidence.peak_evidence` of EmbedNet's features."""
+PAIRS = 5
+"""Columns of `pair_evidence.pair_evidence`."""
 Which = Literal["first", "second", "third"]
 _CLIP = 4.0
 """Standard deviations; what training never saw is not extrapolated."""
@@ -61,11 +63,15 @@ class Ranker(nn.Module):
         return self.each(evidence).mean(dim=0)
 
     @torch.inference_mode()
-    def probability(self, evidence: FloatArray) -> FloatArray:
-        """Probability of each row, shape (N,), 0 to 1."""
+    def odds(self, evidence: FloatArray) -> FloatArray:
+        """Log odds of each row, shape (N,)."""
         if len(evidence) == 0:
             return np.zeros(0)
-        return np.asarray(self(torch.from_numpy(evidence).float()).double().sigmoid().numpy())
+        return np.asarray(self(torch.from_numpy(evidence).float()).double().numpy())
+
+    def probability(self, evidence: FloatArray) -> FloatArray:
+        """Probability of each row, shape (N,), 0 to 1."""
+        return np.asarray(expit(self.odds(evidence)))
 
 
 class BetaCurve(nn.Module):
@@ -110,22 +116,32 @@ class Rankers(nn.Module):
         return {"first": self.first, "second": self.second, "third": self.third}[which].probability(evidence)
 
 
-class PeakRanker(Ranker):
-    """From the evidence of a peak to the probability that it is a particle of any kind (`pretraining.train_peaks`)."""
+class PeakRankers(nn.Module):
+    """What judges peaks of the centre map without a seed, in one file of weights (`pretraining.train_peaks`)."""
 
     signature = "peaks"
 
     def __init__(self) -> None:
-        super().__init__(PEAKS)
+        super().__init__()
+        self.peaks = Ranker(PEAKS)
+        self.pairs = Ranker(PAIRS)
+
+    def probability(self, evidence: FloatArray) -> FloatArray:
+        """That each peak, a row of `peak_evidence`, is a particle of any kind; shape (N,), 0 to 1."""
+        return self.peaks.probability(evidence)
+
+    def odds(self, evidence: FloatArray) -> FloatArray:
+        """Logarithm, that the two of each row of `pair_evidence` are parts of one particle; shape (P,)."""
+        return self.pairs.odds(evidence)
 
 
-def load_peak_ranker() -> PeakRanker:
-    """The shipped one."""
+def load_peak_rankers() -> PeakRankers:
+    """The shipped ones."""
     from copick_cryosam.weights import load_weights
 
-    ranker = PeakRanker()
-    ranker.signature = load_weights("peaks", ranker)
-    return ranker.eval()
+    rankers = PeakRankers()
+    rankers.signature = load_weights("peaks", rankers)
+    return rankers.eval()
 
 
 def load_rankers() -> Rankers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,13 +47,16 @@ def drawn(centres: list[tuple[float, float, float]], radii: list[float]) -> Dens
     )
 
 
-def by_height(rows: np.ndarray) -> np.ndarray:
-    """Of maps drawn by hand the peaks' heights tell enough; the shipped net knows embeddings of EmbedNet."""
-    return np.clip(np.exp(rows[:, 0]), 0, 1) ** 1.5
+@dataclass
+class By:
+    """Of maps drawn by hand the peaks' heights tell enough; the shipped nets know embeddings of EmbedNet."""
+
+    probability: Callable[[np.ndarray], np.ndarray] = lambda rows: np.clip(np.exp(rows[:, 0]), 0, 1) ** 1.5
+    odds: Callable[[np.ndarray], np.ndarray] = lambda rows: np.log(rows[:, 1] + 1e-3)
 
 
 def detect(features: DenseFeatures, **options: Any) -> Detections:
-    return discovery.detect(features, by_height, **options)
+    return discovery.detect(features, By(), **options)
 
 
 TRUTH = [(12.0, 15.0, 14.0), (20.0, 40.0, 20.0), (20.0, 24.0, 55.0), (25.0, 50.0, 62.0)]
@@ -69,6 +74,18 @@ def test_each_particle_is_found_once_with_its_size() -> None:
     np.testing.assert_allclose(found.features[order, 0], SIZES, rtol=0.1)
     assert (np.diff(found.probability) <= 0).all()
     assert found.probability.min() > 0.5
+
+
+def test_neighbours_come_with_what_lies_between_them() -> None:
+    found = detect(drawn([(20, 30, 20), (20, 30, 36), (20, 30, 56)], [8, 8, 8]))
+    # all three lie in a row, the outer two too far apart to be parts of one
+    assert len(found) == 3
+    assert len(found.pairs) == len(found.odds) == 2
+    ((middle, _),) = [one for one in zip(*np.unique(found.pairs, return_counts=True), strict=True) if one[1] == 2]
+    assert abs(found.points.zyx[middle, 2] - 36) < 2.5
+    near = np.abs(np.diff(found.points.zyx[found.pairs, 2], axis=1)).argmin()
+    assert found.odds[near] == found.odds.max()
+    assert found.odds.max() > found.odds.min() + 0.1
 
 
 def test_touching_particles_are_two() -> None:
@@ -95,9 +112,9 @@ def test_what_is_kept_can_be_limited() -> None:
 
 def test_what_is_judged_a_particle_is_kept_whatever_its_height() -> None:
     features = drawn(TRUTH, SIZES)
-    large = discovery.detect(features, lambda rows: np.where(rows[:, 1] > np.log(11), 0.9, 0.05))
+    large = discovery.detect(features, By(lambda rows: np.where(rows[:, 1] > np.log(11), 0.9, 0.05)))
     np.testing.assert_allclose(large.radius_vox, [14], rtol=0.2)
-    ranked = discovery.detect(features, lambda rows: 0.9 - 0.01 * rows[:, 1])
+    ranked = discovery.detect(features, By(lambda rows: 0.9 - 0.01 * rows[:, 1]))
     # the smallest first
     assert (np.diff(ranked.radius_vox) >= 0).all()
     assert (np.diff(ranked.probability) <= 0).all()

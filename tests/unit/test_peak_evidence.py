@@ -8,7 +8,7 @@ import torch
 
 from copick_cryosam.features import CellGrid, DenseFeatures
 from copick_cryosam.peak_evidence import peak_evidence
-from copick_cryosam.ranker import PEAKS, load_peak_ranker
+from copick_cryosam.ranker import PEAKS, load_peak_rankers
 from copick_cryosam.spheres import REGIONS, nearest_cells, on_spheres, read_spheres
 from copick_cryosam.types import VoxelPoints
 
@@ -100,7 +100,7 @@ def test_no_peaks_are_no_rows() -> None:
 
 
 def test_the_shipped_net_is_of_the_shipped_encoders_columns() -> None:
-    ranker = load_peak_ranker()
+    ranker = load_peak_rankers()
     one = peak_evidence(ball(10.0, channels=32), VoxelPoints(CENTRE), np.array([10.0]), np.ones(1))
     assert one.shape == (1, PEAKS)
     rows = np.random.default_rng(0).normal(size=(5, PEAKS))

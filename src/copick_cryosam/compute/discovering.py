@@ -28,7 +28,7 @@ from copick_cryosam.types import AngstromPoints, Grid
 if TYPE_CHECKING:
     from copick_cryosam.detections import Detections
     from copick_cryosam.pipeline import CryoSAM
-    from copick_cryosam.ranker import PeakRanker
+    from copick_cryosam.ranker import PeakRankers
 
 __all__ = ["Discovered", "Discovery", "DiscoveryOptions", "plan_discovery", "run_discovery"]
 
@@ -187,14 +187,14 @@ class _Work:
 
     def discover(self) -> Discovery:
         """Search all runs, cluster, write."""
-        from copick_cryosam.detections import group
+        from copick_cryosam.grouping import group
         from copick_cryosam.pipeline import CryoSAM
-        from copick_cryosam.ranker import load_peak_ranker
+        from copick_cryosam.ranker import load_peak_rankers
 
         # Without seeds there is nothing to turn candidates against, and no wedge to estimate.
         model = CryoSAM.from_settings(override(self.settings, {"alignment": {"second_look": False}}))
-        ranker = load_peak_ranker()
-        self.models = {"encoder": model.encoder.signature, "ranker": ranker.signature}
+        rankers = load_peak_rankers()
+        self.models = {"encoder": model.encoder.signature, "ranker": rankers.signature}
         self.listener.begun(len(self.runs))
         outcomes: dict[str, Outcome] = {}
         polarity = self._polarity(model)
@@ -203,7 +203,7 @@ class _Work:
             self.listener.run_started(run, "search")
             began = time.perf_counter()
             try:
-                found[run] = self._detect(model, ranker, run, polarity)
+                found[run] = self._detect(model, rankers, run, polarity)
                 picks = len(found[run][0])
                 ended = Outcome(run=run, state="done", picks=picks, seconds=time.perf_counter() - began)
             except CryosamError as error:
@@ -256,7 +256,7 @@ class _Work:
         self.polarity = told
         return told
 
-    def _detect(self, model: CryoSAM, ranker: PeakRanker, run: str, polarity: str) -> tuple[Detections, Grid]:
+    def _detect(self, model: CryoSAM, rankers: PeakRankers, run: str, polarity: str) -> tuple[Detections, Grid]:
         from copick_cryosam.discovery import detect
 
         with naming(run, self.settings):
@@ -268,7 +268,7 @@ class _Work:
             )
             found = detect(
                 opened.features,
-                ranker.probability,
+                rankers,
                 voxel_spacing=spacing,
                 radius_range=self.options.radius_range,
                 max_picks=self.options.max_picks,

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from copick_cryosam.pretraining.doubled_families import doubled
 from copick_cryosam.pretraining.placing import around, corners_of, walk
 from copick_cryosam.pretraining.pool import LUMPS
 from copick_cryosam.pretraining.shapes import Cloud, Families, Shape, random_shape
 
 RADII = (5.0, 14.0)
 """Voxels; small ones are drawn more often."""
+DOUBLED_RADII = (10.0, 18.0)
+"""Voxels, of particles that consist of two complexes."""
 LOOK_ALIKES = 2
 """Kinds of a data set that have the family of the one before, and nearly its size."""
 
@@ -26,6 +29,16 @@ def fresh_shapes(templates: Path | None, rng: np.random.Generator) -> list[Shape
     shapes = [_draw(rng, family, float(np.exp(rng.uniform(*np.log(RADII))))) for family in families]
     last = shapes[-1].radius
     shapes += [_draw(rng, families[-1], last * float(rng.uniform(0.9, 1.1)), f"-{k}") for k in range(LOOK_ALIKES)]
+    return shapes
+
+
+def doubled_shapes(templates: Path | None, rng: np.random.Generator) -> list[Shape]:
+    """Three fresh kinds, and one of each sort that consists of two complexes of fresh families side by side."""
+    shapes = fresh_shapes(templates, rng)[:3]
+    for family in sorted(FRESH_DOUBLED):
+        radius = float(np.exp(rng.uniform(*np.log(DOUBLED_RADII))))
+        name, lump = f"{family}-{radius:.0f}", float(rng.uniform(*LUMPS))
+        shapes.append(random_shape(rng, family=family, radius=radius, name=name, lump=lump, families=FRESH_DOUBLED))
     return shapes
 
 
@@ -105,3 +118,6 @@ FRESH_FAMILIES: Families = {
     "cage": _cage,
     "star": _star,
 }
+
+FRESH_DOUBLED = doubled(FRESH_FAMILIES)
+"""What tells parts from particles is chosen on."""

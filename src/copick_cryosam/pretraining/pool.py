@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copick_cryosam.pretraining.altered_families import ALTERED_FAMILIES
+from copick_cryosam.pretraining.doubled_families import DOUBLED_FAMILIES
 from copick_cryosam.pretraining.imaging import random_imaging
 from copick_cryosam.pretraining.ranking_families import RANKING_FAMILIES
 from copick_cryosam.pretraining.shapes import FAMILIES, Families, Shape, random_shape, read_shape
@@ -74,8 +75,9 @@ FAMILIES_OF: dict[str, Families] = {
     "wider": WIDER_FAMILIES,
     "altered": ALTERED_FAMILIES,
     "ranking": RANKING_FAMILIES,
+    "doubled": {**RANKING_FAMILIES, **DOUBLED_FAMILIES},
 }
-"""Families that a pool may draw from. Nothing that EmbedNet is trained on may hold those of `ranking`."""
+"""Families that a pool may draw from. Nothing that EmbedNet is trained on may hold those of `ranking` or `doubled`."""
 
 
 @dataclass(frozen=True, kw_only=True)

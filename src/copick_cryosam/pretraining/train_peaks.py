@@ -1,4 +1,4 @@
-"""Learn which peaks of the centre map are particles, for `discover`, on simulated pairs of tomograms.
+"""Learn which peaks of the centre map are particles, and which two are parts of one, for `discover`.
 
     python -m copick_cryosam.pretraining.train_peaks collect --pool FOLDER --out FOLDER
     python -m copick_cryosam.pretraining.train_peaks fit --out FOLDER [FOLDER ...]
@@ -20,51 +20,75 @@ from numpy.typing import NDArray
 
 from copick_cryosam.assignment import assign, close_pairs
 from copick_cryosam.config import preset
-from copick_cryosam.discovery import peaks_of
 from copick_cryosam.encoders import Encoder, load_encoder
+from copick_cryosam.pair_evidence import neighbours, pair_evidence
 from copick_cryosam.peak_evidence import peak_evidence
+from copick_cryosam.peaks import embeddings, peaks_of
 from copick_cryosam.pretraining.export import save_net, shipped
 from copick_cryosam.pretraining.pool import Sample, finished, load_sample, sample_paths, save_whole
 from copick_cryosam.pretraining.train_ranker import Training, fit
-from copick_cryosam.ranker import PeakRanker
+from copick_cryosam.ranker import PeakRankers, Ranker
 from copick_cryosam.types import FloatArray, VoxelPoints
 
 STEPS = 2000
 WEIGHT_DECAY = 1.0
+PAIRED = 0.25
+"""Height from which on a peak's neighbours are learned from: lower ones hardly become picks."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PeakLesson:
-    """Peaks of one sample's tomograms.
+class Lessons:
+    """Rows of evidence of one sample.
 
     Attributes
     ----------
-    evidence : of `peak_evidence`, shape (N, F)
-    truth : 1 for a particle, 0 for anything else, shape (N,)
-    lesson : where something is learned: not on particles whose centre lies outside, shape (N,)
+    evidence : of `peak_evidence` or `pair_evidence`, shape (N, F)
+    truth : 1 for a particle, or for parts of one; 0 for anything else; shape (N,)
+    lesson : where something is learned, shape (N,)
     """
 
     evidence: FloatArray
     truth: FloatArray
     lesson: NDArray[np.bool_]
 
+    @classmethod
+    def read(cls, path: Path, name: str) -> Lessons:
+        """Of the peaks or of the pairs, of what was collected."""
+        with np.load(path) as file:
+            return cls(**{each: file[f"{name}.{each}"] for each in ("evidence", "truth", "lesson")})
 
-def collect(encoder: Encoder, sample: Sample) -> PeakLesson:
-    """The peaks of both tomograms of a sample."""
+
+def collect(encoder: Encoder, sample: Sample) -> dict[str, NDArray[np.generic]]:
+    """Evidence of the peaks and pairs of both tomograms of a sample, to be kept; see `Lessons.read`."""
     parts = [_tomogram(encoder, sample, t) for t in range(len(sample.volumes))]
-    return PeakLesson(
-        evidence=np.concatenate([one.evidence for one in parts]),
-        truth=np.concatenate([one.truth for one in parts]),
-        lesson=np.concatenate([one.lesson for one in parts]),
-    )
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _tomogram(encoder: Encoder, sample: Sample, which: int) -> PeakLesson:
+def _tomogram(encoder: Encoder, sample: Sample, which: int) -> dict[str, NDArray[np.generic]]:
     features, peaks = peaks_of(encoder.encode(sample.volumes[which]))
     points = features.grid.to_voxels(peaks.cells)
     truth, lesson = told(features.grid.clamp(points), sample, which)
-    evidence = peak_evidence(features, points, peaks.radius_vox, peaks.height)
-    return PeakLesson(evidence=evidence, truth=truth, lesson=lesson)
+    high = peaks[peaks.height >= PAIRED]
+    places = features.grid.to_voxels(high.cells)
+    pairs = neighbours(places, high.radius_vox)
+    seen = embeddings(high.cells, high.radius_vox, features)
+    owner = particles_at(features.grid.clamp(places), sample, which)[pairs]
+    return {
+        "peaks.evidence": peak_evidence(features, points, peaks.radius_vox, peaks.height),
+        "peaks.truth": truth,
+        "peaks.lesson": lesson,
+        "pairs.evidence": pair_evidence(features, places, high.radius_vox, seen, pairs),
+        "pairs.truth": ((owner[:, 0] == owner[:, 1]) & (owner[:, 0] >= 0)).astype(np.float64),
+        # two that are nothing both are left to the other net
+        "pairs.lesson": (owner >= 0).any(axis=1),
+    }
+
+
+def particles_at(points: VoxelPoints, sample: Sample, which: int) -> NDArray[np.int64]:
+    """The particle that each point lies in, -1 where there is none, shape (N,)."""
+    labels = sample.labels[which]
+    at = np.clip(np.round(points.zyx).astype(int), 0, np.array(labels.shape) - 1)
+    return np.asarray(labels[tuple(at.T)].astype(np.int64) - 1)
 
 
 def told(points: VoxelPoints, sample: Sample, which: int) -> tuple[FloatArray, NDArray[np.bool_]]:
@@ -75,8 +99,7 @@ def told(points: VoxelPoints, sample: Sample, which: int) -> tuple[FloatArray, N
     rows, columns, distances = close_pairs(points.zyx, centres[inside], radii[inside])
     truth = np.zeros(len(points))
     truth[rows[assign(rows, columns, distances, len(points), len(inside))]] = 1
-    at = np.clip(np.round(points.zyx).astype(int), 0, limits)
-    particle = labels[tuple(at.T)].astype(np.int64) - 1
+    particle = particles_at(points, sample, which)
     cut = (particle >= 0) & ~np.isin(particle, inside)
     return truth, (truth == 1) | ~cut
 
@@ -91,26 +114,28 @@ def _collect_all(arguments: argparse.Namespace) -> None:
         if target.exists():
             continue
         found = collect(encoder, load_sample(path))
-        save_whole({"evidence": found.evidence, "truth": found.truth, "lesson": found.lesson}, target)
-        print(f"{path.stem}  {len(found.truth)} peaks, {int(found.truth.sum())} true", flush=True)
+        save_whole(found, target)
+        print(f"{path.stem}  {len(found['peaks.truth'])} peaks, {len(found['pairs.truth'])} pairs", flush=True)
 
 
 def _fit_all(arguments: argparse.Namespace) -> None:
     paths = [path for folder in arguments.out for path in finished(folder, "peaks")]
     if not paths:
         raise SystemExit(f"{', '.join(map(str, arguments.out))}: expected collected peaks, found none; collect first")
-    lessons = []
-    for path in paths:
-        with np.load(path) as file:
-            lessons.append(PeakLesson(evidence=file["evidence"], truth=file["truth"], lesson=file["lesson"]))
     how = Training(seed=arguments.seed, weight_decay=arguments.weight_decay, steps=arguments.steps)
-    ranker = PeakRanker()
-    ranker.load_state_dict(fit([one.evidence for one in lessons], lessons, how).state_dict())
+    rankers = PeakRankers()
+    for name, net in (("peaks", rankers.peaks), ("pairs", rankers.pairs)):
+        _learn(net, [Lessons.read(path, name) for path in paths], how, name)
     target = arguments.weights or shipped("peaks")
-    save_net(ranker, target)
-    peaks = sum(int(one.lesson.sum()) for one in lessons)
+    save_net(rankers, target)
+    print(target)
+
+
+def _learn(net: Ranker, lessons: Sequence[Lessons], how: Training, name: str) -> None:
+    net.load_state_dict(fit([one.evidence for one in lessons], lessons, how).state_dict())
+    rows = sum(int(one.lesson.sum()) for one in lessons)
     true = sum(int(one.truth[one.lesson].sum()) for one in lessons)
-    print(f"{target}  {len(lessons)} samples, {peaks} peaks, {true} true")
+    print(f"{len(lessons)} samples, {rows} {name}, {true} true")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Score the embedded models on kinds that training never saw, through the pipeline that users run.
 
     python -m copick_cryosam.pretraining.validate --templates FOLDER [--repeats 3] [--precision fp32] [--json FILE]
-        [--shape 100 100 100 --count 3 --tomograms 3] [--tuning | --fresh]
+        [--shape 100 100 100 --count 3 --tomograms 3] [--tuning | --fresh | --doubled]
 
 Every repeat simulates a data set of two crowded tomograms (or as the options say) with the held-out maps and
 families. One particle of a kind in the first tomogram is the only seed; all tomograms are searched. The program
@@ -29,7 +29,7 @@ from copick_cryosam.config import Precision, Settings, override, preset
 from copick_cryosam.errors import SeedError
 from copick_cryosam.findings import Found, Tomogram
 from copick_cryosam.pipeline import CryoSAM
-from copick_cryosam.pretraining.fresh_families import fresh_shapes
+from copick_cryosam.pretraining.fresh_families import doubled_shapes, fresh_shapes
 from copick_cryosam.pretraining.imaging import Imaging
 from copick_cryosam.pretraining.pool import FAMILIES_OF, HELD_OUT_FAMILIES, HELD_OUT_MAPS, training_maps
 from copick_cryosam.pretraining.ranking import search
@@ -304,6 +304,7 @@ def options(description: str | None, *, seed: int, threads: int = 2) -> argparse
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--tuning", action="store_true", help="kinds that training saw, to choose settings on")
     kinds.add_argument("--fresh", action="store_true", help="kinds that no training draws, to choose settings on")
+    kinds.add_argument("--doubled", action="store_true", help="such kinds, half of them of two complexes side by side")
     parser.add_argument("--threads", type=int, default=threads)
     usual = Layout()
     parser.add_argument("--shape", type=int, nargs=3, default=usual.shape_zyx, help="voxels of a tomogram, z y x")
@@ -318,7 +319,8 @@ def options(description: str | None, *, seed: int, threads: int = 2) -> argparse
 
 def survey_of(arguments: argparse.Namespace, tuning: Draw = tuning_shapes) -> Survey:
     """The data sets that `options` asked for; `tuning` are the kinds that training saw."""
-    shapes = tuning if arguments.tuning else fresh_shapes if arguments.fresh else held_out_shapes
+    asked = {"tuning": tuning, "fresh": fresh_shapes, "doubled": doubled_shapes}
+    shapes = next((draw for name, draw in asked.items() if getattr(arguments, name)), held_out_shapes)
     layout = Layout(shape_zyx=tuple(arguments.shape), count=arguments.count, tomograms=arguments.tomograms)
     return survey_on(arguments, shapes, layout)
 

@@ -1,7 +1,7 @@
 """Score zero-seed discovery: particles of any kind, and whether its clusters are the kinds.
 
-    python -m copick_cryosam.pretraining.validate_discovery --templates FOLDER [--tuning | --fresh] [--repeats 3]
-        [--json FILE]
+    python -m copick_cryosam.pretraining.validate_discovery --templates FOLDER [--tuning | --fresh | --doubled]
+        [--repeats 3] [--json FILE]
 
 Every repeat simulates a data set of two crowded tomograms. Nothing is told but the volumes: polarity, sizes,
 threshold and the number of clusters are the program's. A pick counts within one radius of a true centre, that

@@ -7,17 +7,18 @@ import pytest
 from scipy import ndimage
 
 from copick_cryosam.pretraining.altered_families import ALTERED_FAMILIES, WHOLE
+from copick_cryosam.pretraining.doubled_families import DOUBLED_FAMILIES
 from copick_cryosam.pretraining.fresh_families import FRESH_FAMILIES, LOOK_ALIKES, fresh_shapes
 from copick_cryosam.pretraining.pool import FAMILIES_OF, HELD_OUT_FAMILIES, Supply, draw_sample, draw_shapes
 from copick_cryosam.pretraining.ranking_families import RANKING_FAMILIES
 from copick_cryosam.pretraining.shapes import FAMILIES, Shape, finish, random_shape, read_shape
 from copick_cryosam.pretraining.wider_families import WIDER_FAMILIES
 
-ALL = FAMILIES | ALTERED_FAMILIES | FRESH_FAMILIES | RANKING_FAMILIES | WIDER_FAMILIES
+ALL = FAMILIES | ALTERED_FAMILIES | DOUBLED_FAMILIES | FRESH_FAMILIES | RANKING_FAMILIES | WIDER_FAMILIES
 
 
 def test_no_family_is_of_two_sorts():
-    sorts = (FAMILIES, ALTERED_FAMILIES, FRESH_FAMILIES, RANKING_FAMILIES, WIDER_FAMILIES)
+    sorts = (FAMILIES, ALTERED_FAMILIES, DOUBLED_FAMILIES, FRESH_FAMILIES, RANKING_FAMILIES, WIDER_FAMILIES)
     assert len(ALL) == sum(len(sort) for sort in sorts)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from copick_cryosam.pretraining.pool import Sample, save_sample
-from copick_cryosam.pretraining.train_peaks import main, told
-from copick_cryosam.ranker import PEAKS, PeakRanker
+from copick_cryosam.pretraining.train_peaks import Lessons, main, particles_at, told
+from copick_cryosam.ranker import PAIRS, PEAKS, PeakRankers
 from copick_cryosam.types import VoxelPoints
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,6 +56,12 @@ def test_a_particle_is_found_once_and_what_is_cut_teaches_nothing() -> None:
     np.testing.assert_array_equal(lesson, [True, True, False, True, True])
 
 
+def test_a_place_lies_in_a_particle_or_in_none() -> None:
+    one = sample([[10, 10, 10], [8, 20, 30]], [4.0, 5.0])
+    points = VoxelPoints(np.array([[10, 10, 13.4], [8, 20, 30], [10, 10, 20], [-3, 40, 90]]))
+    np.testing.assert_array_equal(particles_at(points, one, 0), [0, 1, -1, -1])
+
+
 def test_no_particles_and_no_points() -> None:
     truth, lesson = told(VoxelPoints(np.array([[1.0, 2, 3]])), sample([], []), 0)
     assert (truth[0], lesson[0]) == (0, True)
@@ -72,32 +79,39 @@ def test_collected_once_and_learned_from(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.count("peaks,") == 1
     (kept,) = out.glob("*.npz")
     assert kept.name == "peaks-pool-sample-00000.npz"
-    with np.load(kept) as file:
-        assert file["evidence"].shape == (len(file["truth"]), PEAKS)
+    for name, columns in (("peaks", PEAKS), ("pairs", PAIRS)):
+        one = Lessons.read(kept, name)
+        assert one.evidence.shape == (len(one.truth), columns)
+        assert one.lesson.shape == one.truth.shape
 
 
 def test_evidence_that_tells_is_learned(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(40):
         truth = (rng.random(80) < 0.4).astype(float)
-        rows = rng.normal(size=(80, PEAKS))
-        rows[:, 5] += 3 * truth
         # where nothing is learned, the contrary is told
         lesson = np.arange(80) < 60
-        np.savez(
-            tmp_path / f"peaks-pool-sample-{number:05d}.npz",
-            evidence=rows,
-            truth=np.where(lesson, truth, 1 - truth),
-            lesson=lesson,
-        )
+        arrays: dict[str, Any] = {}
+        for name, columns, told_by in (("peaks", PEAKS, 5), ("pairs", PAIRS, 2)):
+            rows = rng.normal(size=(80, columns))
+            rows[:, told_by] += 3 * truth
+            arrays |= {
+                f"{name}.evidence": rows,
+                f"{name}.truth": np.where(lesson, truth, 1 - truth),
+                f"{name}.lesson": lesson,
+            }
+        np.savez(tmp_path / f"peaks-pool-sample-{number:05d}.npz", **arrays)
     weights = tmp_path / "peaks.safetensors"
     main(["fit", "--out", str(tmp_path), "--steps", "150", "--weights", str(weights)])
-    ranker = PeakRanker()
-    ranker.load_state_dict(load_file(weights))
-    tested = rng.normal(size=(200, PEAKS))
+    rankers = PeakRankers()
+    rankers.load_state_dict(load_file(weights))
+    rankers.eval()
+    tested, paired = rng.normal(size=(200, PEAKS)), rng.normal(size=(200, PAIRS))
     tested[:100, 5] += 3
-    found = ranker.eval().probability(tested)
+    paired[:100, 2] += 3
+    found, joined = rankers.probability(tested), rankers.odds(paired)
     assert found[:100].mean() > found[100:].mean() + 0.3
+    assert joined[:100].mean() > joined[100:].mean() + 1
 
 
 def test_nothing_collected_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
