@@ -27,14 +27,14 @@ TOLERANCE = 0.1
 """How far the distances of two pairs may differ, of the distance."""
 BEYOND = (1.3, 2.0)
 """Distances, in that of a pair, between which look-alikes lie as chance puts them."""
-WEIGHT = 1.5
+WEIGHT = 2.5
 """Of the logarithm of how often there are such pairs, over how often by chance."""
 FEWEST = 3
 """Pairs of one look and distance that say something of each other."""
 ALONE = 0.6
 """Least share of the picks in such pairs that are in one of them only: rows and lattices are no pairs."""
-DOUBTFUL = -2.5
-"""Log odds under which a pair is not thought of."""
+DOUBTFUL, JOINED = -2.5, 1.0
+"""Log odds under which a pair is not thought of, and over which it is one: two particles taken for one are two lost."""
 
 _COUNTED = 30_000
 """Pairs from which on no further tomogram is counted, and those beyond them that are, drawn at random."""
@@ -98,7 +98,7 @@ def owners(found: Sequence[Detections]) -> list[NDArray[np.int64]]:
     odds = np.maximum(thought_of.odds, _odds_together(thought_of, pairs, found))
     for at in np.argsort(-odds, kind="stable"):
         first, second = thought_of.rows[at]
-        if odds[at] > 0 and owner[first] == first and owner[second] == second:
+        if odds[at] > JOINED and owner[first] == first and owner[second] == second:
             owner[second] = first
     # parts of parts
     while (owner[owner] != owner).any():

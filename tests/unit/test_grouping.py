@@ -44,7 +44,7 @@ def test_halves_of_one_kind_become_one_particle_each() -> None:
 
 def test_a_small_part_hardly_moves_the_particle() -> None:
     points = np.array([[50.0, 50, 50], [50, 50, 65], [200, 200, 200]])
-    ((whole, _),) = group([found_at(points, np.array([12.0, 6.0, 9.0]), np.array([0, 1, 2]), 1.0)], 1)
+    ((whole, _),) = group([found_at(points, np.array([12.0, 6.0, 9.0]), np.array([0, 1, 2]), 1.5)], 1)
     assert len(whole) == 2
     np.testing.assert_allclose(whole.points.zyx[0], [50, 50, 50 + 15 / 9])
     np.testing.assert_allclose(whole.radius_vox, [12 * 1.125 ** (1 / 3), 9])

@@ -2,12 +2,14 @@
 
     python -m copick_cryosam.pretraining.fit_expectation collect --templates FOLDER --out FOLDER [--layouts NAME ...]
     python -m copick_cryosam.pretraining.fit_expectation fit --out FOLDER
+    python -m copick_cryosam.pretraining.fit_expectation check --out FOLDER
 
 Nets are surer of themselves on the families that they learned from than they may be on others. `collect` simulates
 fresh kinds and tuning kinds, crowded and few, and searches them as users do; what was collected already is left as it
 is. `fit` learns the three numbers of the ranking's last step (`ranker.BetaCurve`) by maximum likelihood, every layout
 weighing the same, and writes them into the package's weights. Neither the order of the proposals nor where the program
-stops changes.
+stops changes. `check` says how well the curve that ships holds on what was collected. Both say what stopping by it
+loses against the best threshold, which is chosen afterwards, and what that were if every expected precision were exact.
 
 Held-out kinds take no part: they say afterwards whether the curve holds (`measure_curves`).
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ from copick_cryosam.pretraining.validate import Drawn, Layout, Survey, embedded,
 from copick_cryosam.ranker import BetaCurve
 from copick_cryosam.types import FloatArray
 
+DRAWS = 20
+"""Of whether proposals are true, to say what is lost to chance."""
 SEEDS = (1, 5)
 """Clicks that a kind is searched from."""
 _CROWDED = Layout()
@@ -78,6 +82,11 @@ class Outcome:
             mine = mine[: expected_f1_optimum(curve.expected(self.probability[mine]))]
             kept, hits = kept + len(mine), hits + int(self.true[mine].sum())
         return 2 * hits / max(kept + self.left, 1)
+
+    def drawn_again(self, curve: BetaCurve, rng: np.random.Generator) -> Outcome:
+        """The same proposals, true as often as the curve expects; particles that were not proposed stay lost."""
+        true = rng.random(len(self.true)) < curve.expected(self.probability)
+        return replace(self, true=true, left=self.left - int(self.true.sum()) + int(true.sum()))
 
     def best_f1(self) -> float:
         """At the best threshold, one for all tomograms."""
@@ -156,20 +165,25 @@ def fit_curve(groups: Sequence[Sequence[Outcome]]) -> BetaCurve:
 
 
 def table(groups: dict[str, list[Outcome]], curve: BetaCurve) -> str:
-    """Own F1, and expected against true precision, without the curve and with it, as Markdown."""
-    lines = ["| layout | seeds | kinds | F1 | with the curve | best threshold | expected: true |", "|" + "---|" * 7]
+    """Own F1 without the curve and with it, what is lost, and expected against true precision, as Markdown."""
+    lines = [
+        "| layout | seeds | kinds | F1 | with the curve | best threshold | lost | lost if exact | expected: true |",
+        "|" + "---|" * 9,
+    ]
+    rng = np.random.default_rng(0)
     for name, outcomes in groups.items():
         for seeds in sorted({one.seeds for one in outcomes}):
             some = [one for one in outcomes if one.seeds == seeds]
             expected = curve.expected(np.concatenate([one.probability for one in some]))
             bins = reliability(expected, np.concatenate([one.true for one in some]))
             shown = [f"{e:.2f}: {t:.2f}" for e, t, n in zip(bins.expected, bins.true, bins.enough, strict=True) if n]
-            scores = [
-                np.mean([one.f1(BetaCurve()) for one in some]),
-                np.mean([one.f1(curve) for one in some]),
-                np.mean([one.best_f1() for one in some]),
-            ]
-            cells = " | ".join(f"{score:.3f}" for score in scores)
+            plain, own, best = (
+                float(np.mean(scores))
+                for scores in zip(*((one.f1(BetaCurve()), one.f1(curve), one.best_f1()) for one in some), strict=True)
+            )
+            again = [one.drawn_again(curve, rng) for one in some for _ in range(DRAWS)]
+            exact = np.mean([one.best_f1() - one.f1(curve) for one in again])
+            cells = " | ".join(f"{score:.3f}" for score in (plain, own, best, best - own, exact))
             lines.append(f"| {name} | {seeds} | {len(some)} | {cells} | {', '.join(shown)} |")
     return "\n".join(lines)
 
@@ -197,7 +211,7 @@ def _collect(arguments: argparse.Namespace) -> None:
                 print(f"{path}  {len(outcomes)} searches", flush=True)
 
 
-def _fit(arguments: argparse.Namespace) -> None:
+def _collected(arguments: argparse.Namespace) -> dict[str, list[Outcome]]:
     groups = {
         name: [one for path in sorted(arguments.out.glob(f"{name}-*-*.npz")) for one in read_outcomes(path)]
         for name in arguments.layouts
@@ -208,6 +222,11 @@ def _fit(arguments: argparse.Namespace) -> None:
             f"{arguments.out}: expected outcomes of {', '.join(arguments.layouts)}, "
             f"found none of {', '.join(missing)}; run collect first, or name fewer --layouts"
         )
+    return groups
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    groups = _collected(arguments)
     curve = fit_curve(list(groups.values()))
     target = arguments.weights or shipped("ranker")
     tensors = load_file(target)
@@ -217,10 +236,17 @@ def _fit(arguments: argparse.Namespace) -> None:
     print(f"{target}  a {a:.3f}, b {b:.3f}, c {c:.3f}")
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    groups = _collected(arguments)
+    curve = BetaCurve()
+    curve.coefficients.copy_(load_file(arguments.weights or shipped("ranker"))["curve.coefficients"])
+    print(table(groups, curve))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and collect or fit."""
+    """Parse the command line and collect, fit or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("collect", "fit"))
+    parser.add_argument("what", choices=("collect", "fit", "check"))
     parser.add_argument("--templates", type=Path, default=None)
     parser.add_argument("--out", type=Path, required=True, help="of what was collected")
     parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
@@ -231,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=None, help="default: the package's own")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    (_collect if arguments.what == "collect" else _fit)(arguments)
+    {"collect": _collect, "fit": _fit, "check": _check}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

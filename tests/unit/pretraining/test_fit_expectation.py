@@ -73,6 +73,19 @@ def test_own_f1_follows_the_curve_tomogram_by_tomogram():
     assert one.best_f1() == pytest.approx(6 / 8)
 
 
+def test_drawn_again_they_are_true_as_often_as_expected():
+    rng = np.random.default_rng(0)
+    one = outcome(curve(1, 1, 0), rng, 4000)
+    again = one.drawn_again(curve(1, 1, -1), rng)
+    expected = curve(1, 1, -1).expected(one.probability)
+    assert again.true.mean() == pytest.approx(expected.mean(), abs=0.02)
+    # three particles were not proposed, whatever is true of the others
+    assert again.left - again.true.sum() == one.left - one.true.sum() == 3
+    # where the probabilities are exact, stopping by them costs next to nothing of so many
+    exact = one.drawn_again(curve(1, 1, 0), rng)
+    assert 0 <= exact.best_f1() - exact.f1(curve(1, 1, 0)) < 0.02
+
+
 def test_outcomes_are_read_as_they_were_written(tmp_path):
     rng = np.random.default_rng(0)
     given = [outcome(curve(1, 1, 0), rng, count, seeds) for count, seeds in ((7, 1), (0, 5), (3, 5))]
@@ -108,6 +121,10 @@ def test_fit_writes_the_curve_beside_the_nets_and_nothing_else(tmp_path, capsys)
     told = capsys.readouterr().out
     assert "fresh-crowded" in told
     assert "tuning-crowded" not in told
+    # the curve that was written, on what it was learned from
+    main(["check", *given, "--layouts", "fresh-crowded", "tuning-few"])
+    assert told.startswith(capsys.readouterr().out)
+    assert torch.equal(load_file(weights)["curve.coefficients"], after["curve.coefficients"])
 
 
 def test_kinds_are_searched_with_every_number_of_seeds(monkeypatch):
