@@ -27,7 +27,7 @@ TOLERANCE = 0.1
 """How far the distances of two pairs may differ, of the distance."""
 BEYOND = (1.3, 2.0)
 """Distances, in that of a pair, between which look-alikes lie as chance puts them."""
-WEIGHT = 2.5
+WEIGHT = 2.0
 """Of the logarithm of how often there are such pairs, over how often by chance."""
 FEWEST = 3
 """Pairs of one look and distance that say something of each other."""
