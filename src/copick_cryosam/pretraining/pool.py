@@ -24,7 +24,6 @@ from copick_cryosam.pretraining.imaging import random_imaging
 from copick_cryosam.pretraining.ranking_families import RANKING_FAMILIES
 from copick_cryosam.pretraining.shapes import FAMILIES, Families, Shape, random_shape, read_shape
 from copick_cryosam.pretraining.simulate import MARGIN, Scene, build, crop_truth, tomogram_of
-from copick_cryosam.pretraining.warping import warped
 from copick_cryosam.pretraining.wider_families import WIDER_FAMILIES
 
 HELD_OUT_MAPS = ("4v94", "3cf3", "1qvr", "2uv8", "3h84")
@@ -39,9 +38,6 @@ LOOK_ALIKES = 0.6
 """Share of kinds after the first that are made to resemble the kind before: same family, about the same size."""
 
 _PARTIAL = ".partial.npz"
-
-RADII = (4.5, 15.0)
-"""Voxels, of warped kinds where nothing is said."""
 
 LUMPS = (1.0, 2.6)
 """Gaussian widths, voxels, of the lumps that large random shapes consist of: 10 to 26 Å, whatever their size."""
@@ -97,7 +93,6 @@ class Supply:
     counts : least and most particles of a kind that are tried to be placed in a tomogram, small numbers more often;
         None: as many of each as crowd it a quarter to wholly
     kinds : fewest and most in a sample
-    warped : share of them that are warped, and made of two at times (`warping`)
     """
 
     maps: Sequence[Shape] = ()
@@ -106,7 +101,6 @@ class Supply:
     shape_zyx: tuple[int, int, int] = SAMPLE_SHAPE
     counts: tuple[int, int] | None = None
     kinds: tuple[int, int] = (3, 6)
-    warped: float = 0.0
 
 
 def draw_shapes(rng: np.random.Generator, count: int, supply: Supply) -> list[Shape]:
@@ -118,29 +112,20 @@ def draw_shapes(rng: np.random.Generator, count: int, supply: Supply) -> list[Sh
     look_alikes = LOOK_ALIKES if rng.random() < 0.5 else 0.0
     shapes: list[Shape] = []
     lump = None if supply.radii is None else float(rng.uniform(*LUMPS))
-
-    def draw(name: str, like: Shape | None) -> Shape:
+    for k in range(count):
         radius: float | None
-        if like is not None:
+        if shapes and rng.random() < look_alikes:
+            like = shapes[-1]
             family = like.family if like.family in names else str(rng.choice(names))
             radius = like.radius * float(rng.uniform(0.88, 1.12))
         elif supply.maps and rng.random() < 0.4:
-            return supply.maps[int(rng.integers(len(supply.maps)))]
+            shapes.append(supply.maps[int(rng.integers(len(supply.maps)))])
+            continue
         else:
             radius = None if supply.radii is None else float(np.exp(rng.uniform(*np.log(supply.radii))))
             family = str(rng.choice(names))
-        return random_shape(rng, family=family, radius=radius, name=name, lump=lump, families=supply.families)
-
-    for k in range(count):
-        like = shapes[-1] if shapes and rng.random() < look_alikes else None
-        # those that are not warped are drawn as they were before there were any
-        if supply.warped > 0 and rng.random() < supply.warped:
-            size = float(np.exp(rng.uniform(*np.log(supply.radii or RADII))))
-            if like is not None:
-                size = like.radius * float(rng.uniform(0.88, 1.12))
-            shapes.append(warped(rng, draw(f"shape-{k}", None), draw("other", None), size))
-        else:
-            shapes.append(draw(f"shape-{k}", like))
+        name = f"shape-{k}"
+        shapes.append(random_shape(rng, family=family, radius=radius, name=name, lump=lump, families=supply.families))
     return shapes
 
 
@@ -243,7 +228,6 @@ def main() -> None:
         "--counts", type=int, nargs=2, default=None, help="least and most particles of a kind (default: crowded)"
     )
     parser.add_argument("--kinds", type=int, nargs=2, default=Supply.kinds, help="fewest and most in a sample")
-    parser.add_argument("--warped", type=float, default=Supply.warped, help="share of kinds that are made of others")
     parser.add_argument("--families", choices=FAMILIES_OF, default="usual", help="of random shapes")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -254,7 +238,6 @@ def main() -> None:
         shape_zyx=tuple(arguments.shape),
         counts=arguments.counts,
         kinds=tuple(arguments.kinds),
-        warped=arguments.warped,
     )
     began = time.perf_counter()
     for index in range(arguments.start, arguments.start + arguments.count):
