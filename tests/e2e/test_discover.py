@@ -42,6 +42,10 @@ def test_picks_are_written_skipped_and_replaced(ball_project: Any, copick_cli: A
     found = sets(ball_project, "TS_001")
     assert {"cluster-1", "cluster-rest"} <= set(found)
     assert sum(found.values()) >= 5
+    # what it says is what is there
+    for run in ("TS_001", "TS_003"):
+        assert f"{run}: {sum(sets(ball_project, run).values())} picks\n" in done.output
+        assert f"{run}: searched in " in done.output
     assert set(found) == set(sets(ball_project, "TS_003"))
     assert not sets(ball_project, "TS_002")
     (picks,) = ball_project.root().get_run("TS_001").get_picks("ribosome", "cryosam", "cluster-1")

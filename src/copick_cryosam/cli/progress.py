@@ -110,7 +110,9 @@ class Display(Listener):
             return
         self._advance()
         if outcome.error is None:
-            self._say(f"{outcome.run}: {outcome.picks} picks in {outcome.seconds:.1f} s")
+            # how many picks there are may be known only when all runs were searched
+            done = "searched" if outcome.picks is None else f"{outcome.picks} picks"
+            self._say(f"{outcome.run}: {done} in {outcome.seconds:.1f} s")
         else:
             # rich redirects both streams above the bars while they are shown.
             click.echo(f"Error: {outcome.run} failed: {' '.join(str(outcome.error).split())}", err=True)

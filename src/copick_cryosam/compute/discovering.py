@@ -204,8 +204,8 @@ class _Work:
             began = time.perf_counter()
             try:
                 found[run] = self._detect(model, rankers, run, polarity)
-                picks = len(found[run][0])
-                ended = Outcome(run=run, state="done", picks=picks, seconds=time.perf_counter() - began)
+                # what becomes one pick is known when all runs were searched
+                ended = Outcome(run=run, state="done", seconds=time.perf_counter() - began)
             except CryosamError as error:
                 ended = self._failed(run, error, began)
             outcomes[run] = ended

@@ -46,7 +46,7 @@ class Outcome:
 
     Attributes
     ----------
-    picks : how many were written, now or before; None for a failed run
+    picks : how many were written, now or before; None for a failed run, and before that is known
     seconds : wall-clock time spent on the run; 0 for a skipped one
     stale : skipped, but its results were made with other settings or seeds
     error : why it failed

@@ -38,6 +38,11 @@ def test_plain_lines_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == "Error: TS_3 failed: run TS_3: broken chunk. Mend it\n"
 
 
+def test_picks_that_are_not_known_yet_are_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Display(Console(file=io.StringIO())).run_ended(Outcome(run="TS_4", state="done", seconds=2.04))
+    assert capsys.readouterr().out == "TS_4: searched in 2.0 s\n"
+
+
 def test_bars_on_a_terminal() -> None:
     screen = io.StringIO()
     work(Display(Console(file=screen, force_terminal=True, width=120)))
