@@ -188,8 +188,9 @@ def _print_plan(job: DiscoverJob, settings: Settings, options: DiscoveryOptions)
 def _print_summary(found: Discovery, job: DiscoverJob) -> None:
     summary = found.summary
     print_stale(summary.stale)
-    for run, one in found.runs.items():
-        click.echo(f"{run}: {len(one.found)} picks")
+    for one in summary.outcomes:
+        if one.state == "done":
+            click.echo(f"{one.run}: {one.picks} picks")
     if found.runs:
         click.echo(f"Particles were taken for {summary.polarity} ones")
         for cluster, count in found.clusters.items():
